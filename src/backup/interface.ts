@@ -1,0 +1,217 @@
+import type {
+  Block,
+  BlockFetcher,
+  DID,
+  EventLink,
+  ShardRef,
+  UnknownLink,
+} from '../space/interface.ts'
+
+export type * from '../space/interface.ts'
+
+/** Options of everything that may take long. */
+export interface CallOptions {
+  signal?: AbortSignal
+}
+
+/** Who an account is, and where and how it can be read, as of now. */
+export interface Identity {
+  did: DID
+  /** Handle, if the DID document claims one and it points back to the DID. */
+  handle?: string
+  /** Base URL of the account's PDS. */
+  pds: URL
+  /** Public key of the repository, as `did:key`. */
+  signingKey: DID
+  /**
+   * Keys that the account used earlier, as `did:key`, from the PLC log. A
+   * commit they signed is accepted and marked (see `CommitSignature`).
+   */
+  previousSigningKeys: DID[]
+  /** The DID document, as the JSON text that was received. */
+  document: string
+  /** The PLC directory's audit log as JSON text, for a `did:plc`. */
+  log?: string
+}
+
+/** Finds accounts. Nothing is cached: a PDS may change between two runs. */
+export interface IdentityResolver {
+  /**
+   * @param account - DID or handle
+   * @throws {@link HandleNotFoundError} {@link DidNotFoundError}
+   *   {@link NoPdsError} {@link IdentityUnavailableError}
+   */
+  resolve(account: string, options?: CallOptions): Promise<Identity>
+}
+
+/** Reads an account from its PDS. Every answer is unverified. */
+export interface AccountReader {
+  /** @throws {@link AccountUnavailableError} {@link HostError} */
+  latestCommit(
+    identity: Identity,
+    options?: CallOptions
+  ): Promise<{ cid: UnknownLink; rev: string }>
+
+  /**
+   * Streams the repository as a CAR.
+   *
+   * @param options.since - only blocks that are newer than this revision
+   */
+  repo(
+    identity: Identity,
+    options?: CallOptions & { since?: string }
+  ): Promise<AsyncIterable<Uint8Array>>
+
+  /**
+   * CIDs of the account's blobs as text.
+   *
+   * @param options.since - only blobs that came after this revision
+   */
+  blobs(
+    identity: Identity,
+    options?: CallOptions & { since?: string }
+  ): AsyncIterable<string>
+
+  /**
+   * Streams one blob.
+   *
+   * @throws {@link BlobNotFoundError} {@link BlobTakenDownError}
+   *   {@link HostError}
+   */
+  blob(
+    identity: Identity,
+    cid: string,
+    options?: CallOptions
+  ): Promise<AsyncIterable<Uint8Array>>
+}
+
+/** Puts things into one Space. */
+export interface SpaceWriter {
+  /**
+   * Stores a CAR; when it answers, the Space has it.
+   *
+   * @throws {@link SpaceUnavailableError} {@link SpaceQuotaError}
+   *   {@link SpaceUnauthorizedError}
+   */
+  putShard(
+    shard: { digest: Uint8Array; bytes: Uint8Array },
+    options?: CallOptions
+  ): Promise<{ location?: string }>
+
+  /**
+   * Publishes which blocks lie in which shards, so that gateways find them,
+   * and lists the backup among the uploads of the Space.
+   *
+   * @param upload.root - what the upload shows as its root
+   * @param upload.shards - all shards that this run added, with their slices
+   */
+  register(
+    upload: { root: UnknownLink; shards: IndexedShard[] },
+    options?: CallOptions
+  ): Promise<void>
+}
+
+/** A shard and what lies in it. */
+export interface IndexedShard extends ShardRef {
+  slices: ShardSlice[]
+}
+
+export interface ShardSlice {
+  /** SHA-256 of the block, 32 bytes. */
+  digest: Uint8Array
+  /** Offset of the block's bytes in the shard, in bytes. */
+  offset: number
+  /** Length of the block in bytes. */
+  length: number
+}
+
+/**
+ * Reads blocks back from one Space; every block is hash-checked.
+ *
+ * @throws {@link GatewayError} when no gateway gives a true answer
+ */
+export interface SpaceReader extends BlockFetcher {
+  /** Reads part of a shard. The caller checks the hashes of what is in it. */
+  getShardRange(
+    shard: ShardRef,
+    range: { offset: number; length: number },
+    options?: CallOptions
+  ): Promise<Uint8Array | undefined>
+}
+
+/** The Merkle clock of one Space. */
+export interface Clock {
+  head(options?: CallOptions): Promise<EventLink[]>
+  /**
+   * @param blocks - the event, its unknown ancestors and its metadata
+   * @returns the head after the advance
+   */
+  advance(
+    event: EventLink,
+    blocks: Block[],
+    options?: CallOptions
+  ): Promise<EventLink[]>
+}
+
+/**
+ * Keeps what a run has uploaded, so that an interrupted run of the same
+ * account is resumed. Losing it costs repeated uploads, never correctness.
+ */
+export interface Journal {
+  load(): Promise<JournalEntry[]>
+  /** Durable when it answers. */
+  append(entry: JournalEntry): Promise<void>
+  /** Called when the backup is in the clock. */
+  clear(): Promise<void>
+}
+
+/** One uploaded shard and the blobs that are complete with it. */
+export interface JournalEntry {
+  shard: IndexedShard
+  /** CID of a blob → root of its UnixFS DAG, both as text. */
+  blobs: [cid: string, root: string][]
+}
+
+/** Temporary storage for bytes that are not verified yet. */
+export interface Spool {
+  /** Number of bytes written. */
+  readonly size: number
+  write(bytes: Uint8Array): void | Promise<void>
+  read(offset: number, length: number): Uint8Array | Promise<Uint8Array>
+  /** Frees the storage. */
+  close(): Promise<void>
+}
+
+export type CreateSpool = () => Spool
+
+/** SHA-256 of bytes that come in pieces. */
+export interface Sha256 {
+  update(bytes: Uint8Array): void
+  digest(): Uint8Array
+}
+
+/** Time, injected so that tests can hold it. */
+export interface Time {
+  /** Unix milliseconds. */
+  now(): number
+  /** @param ms - milliseconds */
+  sleep(ms: number, signal?: AbortSignal): Promise<void>
+}
+
+/** Stages of a run, in their order. */
+export type Stage =
+  'resolve' | 'read' | 'verify' | 'blobs' | 'upload' | 'record' | 'advance'
+
+/** How far a run is. All sizes in bytes. */
+export interface Progress {
+  stage: Stage
+  recordsVerified: number
+  repoBytes: number
+  blobsTotal: number
+  blobsDone: number
+  blobsMissing: number
+  blobBytes: number
+  blocksUploaded: number
+  bytesUploaded: number
+  blobsUploaded: number
+}
