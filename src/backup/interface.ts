@@ -1,5 +1,6 @@
 import type {
   Block,
+  CommitSignature,
   BlockFetcher,
   DID,
   EventLink,
@@ -87,6 +88,9 @@ export interface AccountReader {
 
 /** Puts things into one Space. */
 export interface SpaceWriter {
+  /** Number of HTTP requests that were needed so far. */
+  readonly requests: number
+
   /**
    * Stores a CAR; when it answers, the Space has it.
    *
@@ -167,7 +171,8 @@ export interface Journal {
 
 /** One uploaded shard and the blobs that are complete with it. */
 export interface JournalEntry {
-  shard: IndexedShard
+  /** Not there if all blocks of the blobs were in the Space already. */
+  shard?: IndexedShard
   /** CID of a blob → root of its UnixFS DAG, both as text. */
   blobs: [cid: string, root: string][]
 }
@@ -205,13 +210,42 @@ export type Stage =
 /** How far a run is. All sizes in bytes. */
 export interface Progress {
   stage: Stage
-  recordsVerified: number
+  /** Records that are new in this run and were verified. */
+  records: number
+  /** Size of what the host sent as the repository. */
   repoBytes: number
-  blobsTotal: number
+  /** Blobs that this run has to fetch, as far as it knows yet. */
+  blobs: number
   blobsDone: number
   blobsMissing: number
   blobBytes: number
+  /** Blocks of repository, blobs and metadata that the Space took. */
   blocksUploaded: number
+  /** Size of the CARs that the Space took. */
   bytesUploaded: number
   blobsUploaded: number
+  /** HTTP requests to the upload service and its storage. */
+  requests: number
+}
+
+/** What a run came to. */
+export interface Outcome extends Omit<Progress, 'stage'> {
+  /**
+   * `first`: the whole account. `incremental`: what is new since the last
+   * backup. `unchanged`: nothing is new, and nothing was recorded.
+   */
+  kind: 'first' | 'incremental' | 'unchanged'
+  account: DID
+  rev: string
+  /** CID of the commit. */
+  commit: string
+  /** Key of the backup in the Space; of the last backup if unchanged. */
+  timestamp: string
+  /** CID of the backup's block. */
+  backup: string
+  /** CID of the event that tells the clock about it, unless unchanged. */
+  event?: string
+  signature: CommitSignature
+  /** Duration in milliseconds. */
+  ms: number
 }

@@ -89,9 +89,17 @@ export interface Backup {
   identity: BackupIdentity
   /** Whose signature the commit carries. */
   signature: CommitSignature
+  /** What was backed up beside the repository. */
+  parts: Part[]
   /** Where each block of repository and blobs lies in the Space. */
   index: Link<BlockIndex>
 }
+
+/**
+ * A part of a backup beside the repository, which every backup has.
+ * `blobs`: images, videos and other files that records refer to.
+ */
+export type Part = 'blobs'
 
 /**
  * `current`: by the key in the account's DID document. `previous`: by a key

@@ -1,0 +1,25 @@
+/**
+ * Backing an ATProto account up into a Space, and reading it back. Knows no
+ * server: the host of the account, the Space and the clock are interfaces.
+ *
+ * @packageDocumentation
+ */
+export * from './errors.ts'
+export type * from './interface.ts'
+export {
+  BackupReader,
+  openBackup,
+  verifyBackup,
+  type Problem,
+  type RepoBlock,
+  type Verification,
+} from './read.ts'
+export {
+  DEFAULT_LIMITS,
+  runBackup,
+  type BackupContext,
+  type BackupLimits,
+  type BackupRequest,
+} from './run.ts'
+export { createMemorySpool } from './spool.ts'
+export { createSha256, digestOf, type CreateSha256 } from './sha256.ts'

@@ -1,0 +1,255 @@
+import { CID } from 'multiformats/cid'
+import { create as createDigest } from 'multiformats/hashes/digest'
+import {
+  addBackup,
+  appendToBlockIndex,
+  buildPail,
+  createEvent,
+  encodeBackup,
+  encodeJSONText,
+  encodeMissingBlob,
+  mergeHeads,
+  putAll,
+} from '../space/index.ts'
+import type { BlockOverlay } from './block-overlay.ts'
+import { ClockError } from './errors.ts'
+import type {
+  Backup,
+  Block,
+  CommitSignature,
+  Event,
+  EventLink,
+  Identity,
+  IndexedShard,
+  Link,
+  MissingBlob,
+  Part,
+  UnknownLink,
+} from './interface.ts'
+import type { UploadCounts } from './packer.ts'
+import type { BackupContext } from './run.ts'
+import { digestOf, SHA2_256_CODE } from './sha256.ts'
+import { ShardBuilder } from './shard.ts'
+
+/** Merges of a head that others keep moving, before leaving it to the next. */
+const MAX_MERGES = 8
+const MERGE_BACKOFF_MS = 50
+/** Metadata that goes along with `clock/advance`, in bytes. */
+const MAX_ATTACHED_SIZE = 256 * 1024
+
+/** What a run found, ready to be recorded. */
+export interface NewBackup {
+  identity: Identity
+  overlay: BlockOverlay
+  previous: Backup | undefined
+  /** Not there if only blobs were added to the last backup. */
+  commit:
+    { root: CID; rev: string; signature: CommitSignature } | undefined
+  /** New blobs: CID → root of the UnixFS DAG. */
+  blobs: Map<string, CID>
+  /** All blobs that are missing now; not there if blobs were left out. */
+  missing: Map<string, MissingBlob> | undefined
+  parts: Part[]
+  /** Unix milliseconds: backups of an account stay in the order of their runs. */
+  notBefore: number
+  /** Shards that are in the Space and in no backup's index yet. */
+  shards: IndexedShard[]
+  signal: AbortSignal
+  onUpload: (counts: UploadCounts) => void
+  onAdvance: () => void
+}
+
+/**
+ * Puts the backup's metadata into the Space and advances the clock to it. When
+ * other agents moved the head meanwhile, merges with them.
+ *
+ * @throws {@link ClockError} when the clock does not take the event
+ */
+export async function recordBackup(
+  context: BackupContext,
+  found: NewBackup
+): Promise<{
+  backup: { timestamp: string; link: Link<Backup>; value: Backup }
+  event: Block<Event>
+}> {
+  const { clock, time } = context
+  const { overlay, signal } = found
+  const { block, value, additions } = await createBackup(found)
+  overlay.put(additions)
+
+  const head = await clock.head({ signal })
+  const base = await mergeHeads(overlay, head)
+  overlay.put(base.additions)
+  const timestamp = new Date(
+    Math.max(time.now(), found.notBefore)
+  ).toISOString()
+  const added = await addBackup(overlay, base.state, {
+    account: found.identity.did,
+    timestamp,
+    backup: block.cid,
+  })
+  const event = await createEvent(added.root, head)
+  const metadata = [
+    ...additions,
+    ...base.additions,
+    ...added.additions,
+    event,
+  ]
+  overlay.put(metadata)
+  await put(context, found, block.cid, metadata, found.shards)
+
+  found.onAdvance()
+  let heads = await clock.advance(event.cid, attachable(metadata), { signal })
+  for (let merge = 0; heads.length > 1 && merge < MAX_MERGES; merge++) {
+    await time.sleep(MERGE_BACKOFF_MS * 2 ** merge * Math.random(), signal)
+    try {
+      heads = await mergeInto(context, found, block.cid, heads)
+    } catch (error) {
+      // The backup is in the clock. What could not be merged now, as with a
+      // head that nobody can read, is left in place for the next agent.
+      context.onWarning?.('heads of the clock could not be merged', error)
+      break
+    }
+  }
+  return { backup: { timestamp, link: block.cid, value }, event }
+}
+
+async function mergeInto(
+  context: BackupContext,
+  found: NewBackup,
+  root: UnknownLink,
+  heads: EventLink[]
+): Promise<EventLink[]> {
+  const { overlay, signal } = found
+  const merged = await mergeHeads(overlay, heads)
+  if (!merged.state) throw new ClockError('the heads of the clock have no state')
+  const event = await createEvent(merged.state, heads)
+  const metadata = [...merged.additions, event]
+  overlay.put(metadata)
+  await put(context, found, root, metadata, [])
+  return context.clock.advance(event.cid, attachable(metadata), { signal })
+}
+
+async function createBackup(found: NewBackup): Promise<{
+  block: Block<Backup>
+  value: Backup
+  additions: Block[]
+}> {
+  const { overlay, previous, identity } = found
+  const repo = found.commit?.root ?? previous?.repo
+  const rev = found.commit?.rev ?? previous?.rev
+  const signature = found.commit?.signature ?? previous?.signature
+  if (!repo || rev === undefined || !signature) {
+    throw new TypeError('a backup without a commit')
+  }
+  const additions: Block[] = []
+  const blobs = await putAll(overlay, previous?.blobs, found.blobs)
+  additions.push(...blobs.additions)
+
+  let missing = previous?.missing
+  if (found.missing) {
+    const values: [string, UnknownLink][] = []
+    for (const [cid, why] of found.missing) {
+      const block = await encodeMissingBlob(why)
+      additions.push(block)
+      values.push([cid, block.cid])
+    }
+    missing = undefined
+    if (values.length > 0) {
+      const pail = await buildPail(values)
+      additions.push(...pail.additions)
+      missing = pail.root as Link<never>
+    }
+  }
+
+  const document = await encodeJSONText(identity.document)
+  additions.push(document)
+  const log =
+    identity.log === undefined ? undefined : await encodeJSONText(identity.log)
+  if (log) additions.push(log)
+
+  const index = await appendToBlockIndex(
+    overlay,
+    previous?.index,
+    found.shards
+  )
+  additions.push(...index.additions)
+
+  const value: Backup = {
+    version: 1,
+    account: identity.did,
+    rev,
+    repo: repo as Backup['repo'],
+    blobs: blobs.root as Backup['blobs'],
+    ...(missing ? { missing } : {}),
+    identity: {
+      document: document.cid,
+      ...(log ? { log: log.cid } : {}),
+    },
+    signature,
+    parts: found.parts,
+    index: index.root,
+  }
+  const block = await encodeBackup(value)
+  additions.push(block)
+  const inherited = new Set(
+    [
+      previous?.identity.document,
+      previous?.identity.log,
+    ].map(String)
+  )
+  return {
+    block,
+    value,
+    additions: additions.filter(({ cid }) => !inherited.has(cid.toString())),
+  }
+}
+
+/** Puts metadata into the Space, and lets gateways find all that is new. */
+async function put(
+  { writer, createSha256, limits }: BackupContext,
+  { signal, onUpload }: NewBackup,
+  root: UnknownLink,
+  blocks: Block[],
+  shards: IndexedShard[]
+): Promise<void> {
+  const added: IndexedShard[] = []
+  let builder = new ShardBuilder(limits.shardSize)
+  const flush = async () => {
+    const { bytes, slices } = builder.seal()
+    builder = new ShardBuilder(limits.shardSize)
+    const digest = createDigest(
+      SHA2_256_CODE,
+      digestOf(createSha256, bytes)
+    ).bytes
+    const { location } = await writer.putShard({ digest, bytes }, { signal })
+    added.push({
+      digest,
+      size: bytes.length,
+      ...(location === undefined ? {} : { location }),
+      slices,
+    })
+    onUpload({ blocksUploaded: slices.length, bytesUploaded: bytes.length })
+  }
+  const seen = new Set<string>()
+  for (const { cid, bytes } of blocks) {
+    if (seen.has(cid.toString())) continue
+    seen.add(cid.toString())
+    if (!builder.fits(bytes.length)) await flush()
+    builder.add(cid.bytes, cid.multihash.digest, bytes)
+  }
+  await flush()
+  await writer.register({ root, shards: [...shards, ...added] }, { signal })
+}
+
+/** The event and as much of what is below it as fits into a request. */
+function attachable(metadata: Block[]): Block[] {
+  const attached: Block[] = []
+  let size = 0
+  for (const block of metadata.toReversed()) {
+    size += block.bytes.length
+    if (size > MAX_ATTACHED_SIZE) break
+    attached.push(block)
+  }
+  return attached
+}

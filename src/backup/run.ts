@@ -1,0 +1,542 @@
+import PQueue from 'p-queue'
+import { CID } from 'multiformats/cid'
+import {
+  entries,
+  getEntry,
+  latestBackup,
+  loadBlockIndex,
+  mergeHeads,
+  readBackup,
+  type BlockIndexReader,
+} from '../space/index.ts'
+import { DigestTable } from '../space/digest-table.ts'
+import {
+  fetchBlob,
+  MissingBlobError,
+  writeUnixFS,
+  type VerifiedBlob,
+} from './blob.ts'
+import { BlockOverlay } from './block-overlay.ts'
+import { IncompleteRepoError } from './errors.ts'
+import type {
+  AccountReader,
+  Backup,
+  Clock,
+  CreateSpool,
+  DID,
+  Identity,
+  IdentityResolver,
+  IndexedShard,
+  Journal,
+  Link,
+  MissingBlob,
+  Outcome,
+  Part,
+  Progress,
+  SpaceReader,
+  SpaceWriter,
+  Spool,
+  Stage,
+  Time,
+} from './interface.ts'
+import { Packer } from './packer.ts'
+import { recordBackup } from './record.ts'
+import { verifyRepo, type KnownBlocks, type VerifiedRepo } from './repo.ts'
+import type { CreateSha256 } from './sha256.ts'
+
+/** Limits of what one run takes in and does at once. */
+export interface BackupLimits {
+  /** Largest blob that is backed up, in bytes. */
+  maxBlobSize: number
+  /** Blobs fetched from the host at the same time. */
+  concurrentBlobs: number
+  /** Size of the CARs that are put into the Space, in bytes. */
+  shardSize: number
+}
+
+export const DEFAULT_LIMITS: BackupLimits = {
+  maxBlobSize: 512 * 1024 * 1024,
+  concurrentBlobs: 8,
+  shardSize: 16 * 1024 * 1024,
+}
+
+/** Reads of a repository that changes while it is read, before giving up. */
+const MAX_READS = 3
+
+/** All that a run needs of the world. */
+export interface BackupContext {
+  identities: IdentityResolver
+  accounts: AccountReader
+  writer: SpaceWriter
+  reader: SpaceReader
+  clock: Clock
+  journal: (account: DID) => Journal
+  createSpool: CreateSpool
+  createSha256: CreateSha256
+  time: Time
+  limits: BackupLimits
+  /** Told what did not end the run but should not go unseen. */
+  onWarning?: (message: string, error: unknown) => void
+}
+
+export interface BackupRequest {
+  /** DID or handle. */
+  account: string
+  /** What to back up beside the repository; all there is, if not given. */
+  parts?: Part[]
+  signal?: AbortSignal
+  /** Called often, with the same object each time. */
+  onProgress?: (progress: Readonly<Progress>) => void
+}
+
+interface PreviousBackup {
+  timestamp: string
+  link: Link<Backup>
+  backup: Backup
+  index: BlockIndexReader
+}
+
+/**
+ * Backs an account up into a Space and tells its clock.
+ *
+ * Reads what is new since the last backup of the account in the Space,
+ * verifies it, puts it into the Space in an order in which a crash at any
+ * point leaves at most blocks that nothing refers to, and advances the clock.
+ * A run that was interrupted is resumed from its journal.
+ *
+ * @throws the errors of `errors.ts`; nothing that was read is trusted before
+ *   it is verified, and nothing unverified is put into the Space
+ */
+export async function runBackup(
+  context: BackupContext,
+  request: BackupRequest
+): Promise<Outcome> {
+  const { time, reader, clock } = context
+  const started = time.now()
+  const requestsBefore = context.writer.requests
+  const parts = request.parts ?? ['blobs']
+  const progress: Progress = {
+    stage: 'resolve',
+    records: 0,
+    repoBytes: 0,
+    blobs: 0,
+    blobsDone: 0,
+    blobsMissing: 0,
+    blobBytes: 0,
+    blocksUploaded: 0,
+    bytesUploaded: 0,
+    blobsUploaded: 0,
+    requests: 0,
+  }
+  const report = (changes: Partial<Progress>) => {
+    Object.assign(progress, changes, {
+      requests: context.writer.requests - requestsBefore,
+    })
+    request.onProgress?.(progress)
+  }
+  const enter = (stage: Stage) => {
+    request.signal?.throwIfAborted()
+    report({ stage })
+  }
+
+  enter('resolve')
+  const stop = new AbortController()
+  const signal = request.signal
+    ? AbortSignal.any([request.signal, stop.signal])
+    : stop.signal
+  const identity = await context.identities.resolve(request.account, { signal })
+  const overlay = new BlockOverlay(reader)
+  const { state, additions } = await mergeHeads(
+    overlay,
+    await clock.head({ signal })
+  )
+  overlay.put(additions)
+  const latest = state
+    ? await latestBackup(overlay, state, identity.did)
+    : undefined
+  const previous: PreviousBackup | undefined = latest && {
+    timestamp: latest.timestamp,
+    link: latest.backup,
+    ...(await loadBackup(overlay, latest.backup)),
+  }
+
+  enter('read')
+  const commit = await context.accounts.latestCommit(identity, { signal })
+  const covered =
+    previous !== undefined &&
+    parts.every((part) => previous.backup.parts.includes(part))
+  const sameCommit =
+    covered &&
+    previous.backup.rev === commit.rev &&
+    previous.backup.repo.toString() === commit.cid.toString()
+  const journal = context.journal(identity.did)
+  const result = (
+    kind: Outcome['kind'],
+    backup: { timestamp: string; link: Link<Backup>; value: Backup },
+    event?: { cid: { toString(): string } }
+  ): Outcome => {
+    const { stage: _stage, ...counts } = progress
+    return {
+      kind,
+      account: identity.did,
+      rev: backup.value.rev,
+      commit: backup.value.repo.toString(),
+      timestamp: backup.timestamp,
+      backup: backup.link.toString(),
+      ...(event ? { event: event.cid.toString() } : {}),
+      signature: backup.value.signature,
+      ...counts,
+      requests: context.writer.requests - requestsBefore,
+      ms: time.now() - started,
+    }
+  }
+  const unchanged = async (last: PreviousBackup) => {
+    await journal.clear()
+    return result('unchanged', {
+      timestamp: last.timestamp,
+      link: last.link,
+      value: last.backup,
+    })
+  }
+  const retryBlobs = parts.includes('blobs') && previous?.backup.missing
+  if (sameCommit && !retryBlobs) return unchanged(previous)
+
+  const resumed = await loadJournal(journal)
+  const known: KnownBlocks = {
+    has: (digest) =>
+      (previous?.index.has(digest) ?? false) || resumed.known.has(digest),
+  }
+  const gate = Promise.withResolvers<void>()
+  // Nobody may be waiting for the gate when it fails.
+  gate.promise.catch(() => {})
+  const packer = new Packer({
+    writer: context.writer,
+    journal,
+    createSha256: context.createSha256,
+    known,
+    gate: gate.promise,
+    shardSize: context.limits.shardSize,
+    signal,
+    onUpload: ({ blocksUploaded, bytesUploaded }) =>
+      report({
+        blocksUploaded: progress.blocksUploaded + blocksUploaded,
+        bytesUploaded: progress.bytesUploaded + bytesUploaded,
+      }),
+  })
+  const blobs = new BlobBackup({
+    ...context,
+    identity,
+    packer,
+    previous: previous?.backup,
+    resumed: resumed.blobs,
+    overlay,
+    progress,
+    report,
+    signal,
+  })
+  let spool: Spool | undefined
+  try {
+    const since = covered ? previous.backup.rev : undefined
+    if (parts.includes('blobs')) blobs.start({ list: !sameCommit, since })
+    let repo: VerifiedRepo | undefined
+    if (!sameCommit) {
+      const read = await readRepo(context, identity, {
+        since,
+        known: previous?.index ?? new DigestTable(),
+        signal,
+        onReceived: (repoBytes) => report({ repoBytes }),
+      })
+      spool = read.spool
+      repo = read.repo
+      report({
+        stage: 'verify',
+        records: repo.records,
+        repoBytes: repo.received,
+      })
+    }
+    gate.resolve()
+    enter('blobs')
+    if (repo) {
+      for await (const { digest, bytes } of repo.blocks()) {
+        await packer.addRepoBlock(digest, bytes)
+      }
+      if (parts.includes('blobs')) {
+        for (const cid of repo.blobs) await blobs.consider(cid)
+      }
+    }
+    await blobs.finish()
+    if (!repo && previous && blobs.added.size === 0) {
+      return await unchanged(previous)
+    }
+    enter('upload')
+    await packer.finish()
+
+    enter('record')
+    const kind = previous ? 'incremental' : 'first'
+    const recorded = await recordBackup(context, {
+      identity,
+      overlay,
+      previous: previous?.backup,
+      commit: repo
+        ? { root: repo.root, rev: repo.commit.rev, signature: repo.signature }
+        : undefined,
+      blobs: blobs.added,
+      missing: parts.includes('blobs') ? blobs.missing : undefined,
+      parts: sameCommit ? previous.backup.parts : parts,
+      notBefore: previous ? Date.parse(previous.timestamp) + 1 : 0,
+      shards: [...resumed.shards, ...packer.shards],
+      signal,
+      onUpload: ({ blocksUploaded, bytesUploaded }) =>
+        report({
+          blocksUploaded: progress.blocksUploaded + blocksUploaded,
+          bytesUploaded: progress.bytesUploaded + bytesUploaded,
+        }),
+      onAdvance: () => enter('advance'),
+    })
+    await journal.clear()
+    report({})
+    return result(kind, recorded.backup, recorded.event)
+  } catch (error) {
+    stop.abort(error)
+    gate.reject(error)
+    await blobs.settle()
+    await packer.settle()
+    throw error
+  } finally {
+    await spool?.close()
+  }
+}
+
+async function loadBackup(overlay: BlockOverlay, link: Link<Backup>) {
+  const backup = await readBackup(overlay, link)
+  return { backup, index: await loadBlockIndex(overlay, backup.index) }
+}
+
+/** What an interrupted run has put into the Space. */
+async function loadJournal(journal: Journal) {
+  const shards: IndexedShard[] = []
+  const blobs = new Map<string, string>()
+  const known = new DigestTable()
+  for (const entry of await journal.load()) {
+    for (const [cid, root] of entry.blobs) blobs.set(cid, root)
+    if (!entry.shard) continue
+    shards.push(entry.shard)
+    for (const { digest } of entry.shard.slices) known.set(digest, 0, 0)
+  }
+  return { shards, blobs, known }
+}
+
+/**
+ * Reads and verifies the repository. An account that changes while it is read
+ * may come with holes: it is read again, at last without `since`.
+ */
+async function readRepo(
+  { accounts, createSpool, createSha256 }: BackupContext,
+  identity: Identity,
+  options: {
+    since: string | undefined
+    known: KnownBlocks
+    signal: AbortSignal
+    onReceived: (bytes: number) => void
+  }
+): Promise<{ repo: VerifiedRepo; spool: Spool }> {
+  const { signal, known } = options
+  for (let attempt = 1; ; attempt++) {
+    const last = attempt === MAX_READS
+    const since = last ? undefined : options.since
+    const spool = createSpool()
+    try {
+      const chunks = await accounts.repo(identity, {
+        signal,
+        ...(since === undefined ? {} : { since }),
+      })
+      const repo = await verifyRepo(counted(chunks, options.onReceived), {
+        identity,
+        known,
+        spool,
+        createSha256,
+      })
+      return { repo, spool }
+    } catch (error) {
+      await spool.close()
+      if (last || !(error instanceof IncompleteRepoError)) throw error
+    }
+  }
+}
+
+async function* counted(
+  chunks: AsyncIterable<Uint8Array>,
+  onReceived: (bytes: number) => void
+): AsyncGenerator<Uint8Array> {
+  let received = 0
+  for await (const chunk of chunks) {
+    received += chunk.length
+    onReceived(received)
+    yield chunk
+  }
+}
+
+/**
+ * The blobs of one run. Each is fetched, verified and packed on its own; one
+ * that cannot be had is noted with its reason and ends nothing.
+ */
+class BlobBackup {
+  /** CID of a blob → root of its UnixFS DAG. */
+  readonly added = new Map<string, CID>()
+  readonly missing = new Map<string, MissingBlob>()
+  readonly #seen = new Set<string>()
+  readonly #fetches: PQueue
+  readonly #packing = new PQueue({ concurrency: 1 })
+  readonly #options: BlobBackupOptions
+  #started: Promise<void> = Promise.resolve()
+  #failure: { error: unknown } | undefined
+
+  constructor(options: BlobBackupOptions) {
+    this.#options = options
+    this.#fetches = new PQueue({ concurrency: options.limits.concurrentBlobs })
+  }
+
+  /**
+   * Begins, while the repository is read, with the blobs that the last backup
+   * misses and with the host's own list. Not every host has one, and records
+   * tell the same: a list that fails is only a warning.
+   */
+  start({ list, since }: { list: boolean; since: string | undefined }): void {
+    const { accounts, identity, overlay, previous, signal } = this.#options
+    const considerAll = async () => {
+      if (previous?.missing) {
+        for await (const [cid] of entries(overlay, previous.missing)) {
+          await this.consider(cid)
+        }
+      }
+      if (!list) return
+      const listed = accounts.blobs(identity, {
+        signal,
+        ...(since === undefined ? {} : { since }),
+      })
+      try {
+        for await (const cid of listed) await this.consider(cid)
+      } catch (error) {
+        if (signal.aborted) return
+        this.#options.onWarning?.(
+          'the host did not list the blobs of the account; those that records refer to are backed up',
+          error
+        )
+      }
+    }
+    this.#started = considerAll().catch((error: unknown) => {
+      this.#failure ??= { error }
+    })
+  }
+
+  /** Fetches the blob, unless the Space has it. Waits while many are due. */
+  async consider(text: string): Promise<void> {
+    const { previous, overlay, resumed, limits, progress } = this.#options
+    const cid = canonical(text)
+    if (this.#seen.has(cid)) return
+    this.#seen.add(cid)
+    if (previous && (await getEntry(overlay, previous.blobs, cid))) return
+    const root = resumed.get(cid)
+    if (root !== undefined) {
+      this.added.set(cid, CID.parse(root))
+      return
+    }
+    this.#options.report({ blobs: progress.blobs + 1 })
+    await this.#fetches.onSizeLessThan(limits.concurrentBlobs)
+    void this.#fetches.add(() => this.#backup(cid))
+  }
+
+  /** Waits for all that was considered. */
+  async finish(): Promise<void> {
+    await this.settle()
+    // What a fetch or an upload threw goes on as it is.
+    // eslint-disable-next-line @typescript-eslint/only-throw-error
+    if (this.#failure) throw this.#failure.error
+  }
+
+  /** Waits until nothing is under way, whatever came of it. */
+  async settle(): Promise<void> {
+    await this.#started
+    await this.#fetches.onIdle()
+  }
+
+  async #backup(cid: string): Promise<void> {
+    const { accounts, identity, limits, signal, progress, report } =
+      this.#options
+    if (this.#failure || signal.aborted) return
+    try {
+      const blob = await fetchBlob(
+        cid,
+        () => accounts.blob(identity, cid, { signal }),
+        {
+          createSpool: this.#options.createSpool,
+          createSha256: this.#options.createSha256,
+          maxSize: limits.maxBlobSize,
+          signal,
+        }
+      )
+      try {
+        await this.#packing.add(() => this.#pack(blob))
+      } finally {
+        await blob.close()
+      }
+      report({
+        blobsDone: progress.blobsDone + 1,
+        blobsUploaded: progress.blobsUploaded + 1,
+        blobBytes: progress.blobBytes + blob.size,
+      })
+    } catch (error) {
+      if (!(error instanceof MissingBlobError)) {
+        this.#failure ??= { error }
+        return
+      }
+      this.missing.set(cid, {
+        reason: error.reason,
+        detail: error.message,
+        tried: this.#options.time.now(),
+      })
+      report({ blobsMissing: progress.blobsMissing + 1 })
+    }
+  }
+
+  async #pack(blob: VerifiedBlob): Promise<void> {
+    const { packer } = this.#options
+    const root = await writeUnixFS(blob, ({ cid, bytes }) =>
+      packer.addBlock(cid.bytes, cid.multihash.digest, bytes)
+    )
+    packer.completeBlob(blob.cid, root.toString())
+    this.added.set(blob.cid, root)
+  }
+}
+
+interface BlobBackupOptions extends Pick<
+  BackupContext,
+  | 'accounts'
+  | 'createSpool'
+  | 'createSha256'
+  | 'time'
+  | 'limits'
+  | 'onWarning'
+> {
+  identity: Identity
+  packer: Packer
+  /** The last backup, whose blobs the Space has. */
+  previous: Backup | undefined
+  /** Blobs that an interrupted run has put into the Space, with their roots. */
+  resumed: Map<string, string>
+  overlay: BlockOverlay
+  progress: Readonly<Progress>
+  report: (changes: Partial<Progress>) => void
+  signal: AbortSignal
+}
+
+/** One text for one CID; what is no CID stays, and is noted as missing. */
+function canonical(text: string): string {
+  try {
+    return CID.parse(text).toString()
+  } catch {
+    return [...text.slice(0, 128)]
+      .map((character) => (/[!-~]/.test(character) ? character : '?'))
+      .join('')
+  }
+}
