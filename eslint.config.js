@@ -12,6 +12,7 @@ const ARROWS = {
   atproto: ['backup'],
   storacha: ['backup', 'space'],
   stores: [],
+  node: ['backup'],
   client: ['capabilities', 'space', 'backup'],
   scheduler: ['capabilities', 'client', 'stores'],
   service: [
@@ -21,6 +22,7 @@ const ARROWS = {
     'atproto',
     'storacha',
     'stores',
+    'node',
     'client',
     'scheduler',
   ],
@@ -31,6 +33,7 @@ const ARROWS = {
     'atproto',
     'storacha',
     'stores',
+    'node',
     'client',
     'service',
   ],

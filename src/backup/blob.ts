@@ -6,11 +6,7 @@ import * as raw from 'multiformats/codecs/raw'
 import * as Digest from 'multiformats/hashes/digest'
 import { bytesEqual, concat } from './bytes.ts'
 import { BlobNotFoundError, BlobTakenDownError } from './errors.ts'
-import type {
-  CreateSpool,
-  MissingBlobReason,
-  Spool,
-} from './interface.ts'
+import type { CreateSpool, MissingBlobReason, Spool } from './interface.ts'
 import { SHA2_256_CODE, type CreateSha256 } from './sha256.ts'
 
 /** Size of a leaf of a UnixFS file, in bytes: that of `@storacha/client`. */
@@ -177,6 +173,6 @@ export async function writeUnixFS(
   return asCID(cid)
 }
 
-function asCID(link: UnixFS.Link): CID {
+function asCID(link: UnixFS.Block['cid']): CID {
   return CID.createV1(link.code, Digest.decode(link.multihash.bytes))
 }

@@ -75,9 +75,7 @@ async function readHeader(reader: ByteReader): Promise<CID | undefined> {
   return roots[0] === undefined ? undefined : (CID.asCID(roots[0]) ?? undefined)
 }
 
-async function* readBlocks(
-  reader: ByteReader
-): AsyncGenerator<CarBlock, void> {
+async function* readBlocks(reader: ByteReader): AsyncGenerator<CarBlock, void> {
   try {
     for (;;) {
       const size = await readVarint(reader)

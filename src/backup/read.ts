@@ -146,10 +146,7 @@ export class BackupReader {
   async *missing(): AsyncGenerator<[cid: string, why: MissingBlob]> {
     if (!this.value.missing) return
     for await (const [cid, link] of entries(this.#space, this.value.missing)) {
-      yield [
-        cid,
-        await readMissingBlob(this.#space, link as Link<MissingBlob>),
-      ]
+      yield [cid, await readMissingBlob(this.#space, link as Link<MissingBlob>)]
     }
   }
 
@@ -350,7 +347,10 @@ export async function verifyBackup(
       if (kind !== 'commit') continue
       try {
         if (decodeCommit(bytes, account).rev !== rev) {
-          note(cid.toString(), 'the commit has another revision than the backup')
+          note(
+            cid.toString(),
+            'the commit has another revision than the backup'
+          )
         }
         await verifyCommit(
           bytes,

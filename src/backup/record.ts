@@ -43,8 +43,7 @@ export interface NewBackup {
   overlay: BlockOverlay
   previous: Backup | undefined
   /** Not there if only blobs were added to the last backup. */
-  commit:
-    { root: CID; rev: string; signature: CommitSignature } | undefined
+  commit: { root: CID; rev: string; signature: CommitSignature } | undefined
   /** New blobs: CID → root of the UnixFS DAG. */
   blobs: Map<string, CID>
   /** All blobs that are missing now; not there if blobs were left out. */
@@ -89,12 +88,7 @@ export async function recordBackup(
     backup: block.cid,
   })
   const event = await createEvent(added.root, head)
-  const metadata = [
-    ...additions,
-    ...base.additions,
-    ...added.additions,
-    event,
-  ]
+  const metadata = [...additions, ...base.additions, ...added.additions, event]
   overlay.put(metadata)
   await put(context, found, block.cid, metadata, found.shards)
 
@@ -122,7 +116,8 @@ async function mergeInto(
 ): Promise<EventLink[]> {
   const { overlay, signal } = found
   const merged = await mergeHeads(overlay, heads)
-  if (!merged.state) throw new ClockError('the heads of the clock have no state')
+  if (!merged.state)
+    throw new ClockError('the heads of the clock have no state')
   const event = await createEvent(merged.state, heads)
   const metadata = [...merged.additions, event]
   overlay.put(metadata)
@@ -168,11 +163,7 @@ async function createBackup(found: NewBackup): Promise<{
     identity.log === undefined ? undefined : await encodeJSONText(identity.log)
   if (log) additions.push(log)
 
-  const index = await appendToBlockIndex(
-    overlay,
-    previous?.index,
-    found.shards
-  )
+  const index = await appendToBlockIndex(overlay, previous?.index, found.shards)
   additions.push(...index.additions)
 
   const value: Backup = {
@@ -193,10 +184,7 @@ async function createBackup(found: NewBackup): Promise<{
   const block = await encodeBackup(value)
   additions.push(block)
   const inherited = new Set(
-    [
-      previous?.identity.document,
-      previous?.identity.log,
-    ].map(String)
+    [previous?.identity.document, previous?.identity.log].map(String)
   )
   return {
     block,

@@ -5,12 +5,7 @@ import { bytesEqual } from './bytes.ts'
 import { readRepoCar, repoCidBytes } from './car.ts'
 import { decodeCommit, verifyCommit } from './commit.ts'
 import { IncompleteRepoError, InvalidRepoError } from './errors.ts'
-import type {
-  Commit,
-  CommitSignature,
-  Identity,
-  Spool,
-} from './interface.ts'
+import type { Commit, CommitSignature, Identity, Spool } from './interface.ts'
 import { decodeMstNode } from './mst.ts'
 import { digestOf, type CreateSha256 } from './sha256.ts'
 
@@ -211,4 +206,3 @@ function includes(bytes: Uint8Array, part: Uint8Array): boolean {
 function cidOf(digest: Uint8Array): string {
   return CID.decode(repoCidBytes(digest)).toString()
 }
-

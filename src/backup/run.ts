@@ -511,12 +511,7 @@ class BlobBackup {
 
 interface BlobBackupOptions extends Pick<
   BackupContext,
-  | 'accounts'
-  | 'createSpool'
-  | 'createSha256'
-  | 'time'
-  | 'limits'
-  | 'onWarning'
+  'accounts' | 'createSpool' | 'createSha256' | 'time' | 'limits' | 'onWarning'
 > {
   identity: Identity
   packer: Packer

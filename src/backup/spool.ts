@@ -15,7 +15,7 @@ export function createMemorySpool(): Spool {
       return size
     },
     write(bytes) {
-      for (let taken = 0; taken < bytes.length; ) {
+      for (let taken = 0; taken < bytes.length;) {
         const at = size % CHUNK_SIZE
         if (at === 0) chunks.push(new Uint8Array(CHUNK_SIZE))
         const part = bytes.subarray(taken, taken + CHUNK_SIZE - at)
@@ -26,7 +26,7 @@ export function createMemorySpool(): Spool {
     },
     read(offset, length) {
       const parts: Uint8Array[] = []
-      for (let taken = 0; taken < length; ) {
+      for (let taken = 0; taken < length;) {
         const at = (offset + taken) % CHUNK_SIZE
         const chunk = chunks[Math.floor((offset + taken) / CHUNK_SIZE)]
         const part = chunk?.subarray(at, at + length - taken)

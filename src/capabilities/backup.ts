@@ -1,0 +1,167 @@
+/**
+ * Capabilities of backups. `with` is the Space that holds them.
+ *
+ * @packageDocumentation
+ */
+import type { Failure, Link, ServiceMethod } from '@ucanto/interface'
+import { capability, Schema } from '@ucanto/validator'
+import {
+  and,
+  equal,
+  equalLink,
+  equalWith,
+  narrower,
+  SpaceDID,
+} from './common.ts'
+
+/** Parts of a backup beside the repository, which every backup has. */
+export const PARTS = ['blobs'] as const
+export type Part = (typeof PARTS)[number]
+
+/** All of `backup/*`. */
+export const backup = capability({
+  can: 'backup/*',
+  with: SpaceDID,
+  derives: equalWith,
+})
+
+/**
+ * Backs an account up now. The answer comes at once; what becomes of the run
+ * is told by `backup/status` and by the receipt of the task that it forks.
+ */
+export const run = capability({
+  can: 'backup/run',
+  with: SpaceDID,
+  nb: Schema.struct({
+    /** The account: a `did:plc` or `did:web`. */
+    account: Schema.did(),
+    /** What to back up beside the repository; all there is, if left out. */
+    include: Schema.enum([...PARTS])
+      .array()
+      .optional(),
+    /**
+     * What the service may do in the Space: a delegation to the service's
+     * `did:key`, whose blocks are attached. Left out where the proofs of the
+     * invocation allow it themselves.
+     */
+    delegation: Schema.link({ version: 1 }).optional(),
+  }),
+  derives: (claimed, delegated) =>
+    and(
+      equalWith(claimed, delegated),
+      equal(claimed.nb.account, delegated.nb.account, 'account'),
+      narrower(claimed.nb.include, delegated.nb.include, 'include'),
+      equalLink(claimed.nb.delegation, delegated.nb.delegation, 'delegation')
+    ),
+})
+
+/** Tells how far runs are. */
+export const status = capability({
+  can: 'backup/status',
+  with: SpaceDID,
+  nb: Schema.struct({
+    /** One run; the latest of the Space, if left out. */
+    run: Schema.link({ version: 1 }).optional(),
+  }),
+  derives: (claimed, delegated) =>
+    and(
+      equalWith(claimed, delegated),
+      equalLink(claimed.nb.run, delegated.nb.run, 'run')
+    ),
+})
+
+/**
+ * The task that `backup/run` forks: the service issues it to itself, and its
+ * receipt concludes the run. Nobody else can invoke it.
+ */
+export const perform = capability({
+  can: 'backup/perform',
+  with: Schema.did(),
+  nb: Schema.struct({
+    space: SpaceDID,
+    account: Schema.did(),
+    /** The invocation of `backup/run`. */
+    cause: Schema.link({ version: 1 }),
+  }),
+  derives: equalWith,
+})
+
+export interface RunSuccess {
+  /** The task of the run: ask `backup/status` or `/receipt/:run` for it. */
+  run: Link
+}
+
+/** What the service may do in the Space does not suffice for the run. */
+export interface InsufficientDelegation extends Failure {
+  name: 'InsufficientDelegation'
+}
+
+/** The service is going down, or has too much to do. */
+export interface ServiceUnavailable extends Failure {
+  name: 'ServiceUnavailable'
+}
+
+export type RunFailure = InsufficientDelegation | ServiceUnavailable
+
+export type RunState = 'queued' | 'running' | 'done' | 'failed'
+
+/** One run. Times in Unix milliseconds, sizes in bytes. */
+export interface RunStatus {
+  run: Link
+  account: string
+  state: RunState
+  created: number
+  started?: number
+  finished?: number
+  attempts: number
+  progress?: RunProgress
+  outcome?: RunOutcome
+  error?: { name: string; message: string }
+}
+
+export interface RunProgress {
+  stage: string
+  records: number
+  repoBytes: number
+  blobs: number
+  blobsDone: number
+  blobsMissing: number
+  blobBytes: number
+  blocksUploaded: number
+  bytesUploaded: number
+  blobsUploaded: number
+  requests: number
+}
+
+/** What a run came to; the `ok` of its receipt. */
+export interface RunOutcome extends Omit<RunProgress, 'stage'> {
+  kind: 'first' | 'incremental' | 'unchanged'
+  account: string
+  rev: string
+  commit: string
+  timestamp: string
+  backup: string
+  event?: string
+  signature: string
+  ms: number
+}
+
+export interface StatusSuccess {
+  /** Newest first. */
+  runs: RunStatus[]
+}
+
+/** There is no such run in this Space. */
+export interface RunNotFound extends Failure {
+  name: 'RunNotFound'
+}
+
+export type StatusFailure = RunNotFound | ServiceUnavailable
+
+export interface BackupService {
+  run: ServiceMethod<BackupRun, RunSuccess, RunFailure>
+  status: ServiceMethod<BackupStatus, StatusSuccess, StatusFailure>
+}
+
+export type BackupRun = ReturnType<typeof run.create>
+export type BackupStatus = ReturnType<typeof status.create>

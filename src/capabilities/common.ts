@@ -1,0 +1,62 @@
+import type { Failure, Link, Result } from '@ucanto/interface'
+import { fail, Schema } from '@ucanto/validator'
+
+/** A Space: always a `did:key`. */
+export const SpaceDID = Schema.did({ method: 'key' })
+
+/** Requires all of the given rules. */
+export function and(...results: Result<{}, Failure>[]): Result<{}, Failure> {
+  return results.find((result) => result.error) ?? { ok: {} }
+}
+
+/** A delegation for one Space says nothing about another. */
+export function equalWith(
+  claimed: { with: string },
+  delegated: { with: string }
+): Result<{}, Failure> {
+  return claimed.with === delegated.with
+    ? { ok: {} }
+    : fail(`cannot derive ${claimed.with} from ${delegated.with}`)
+}
+
+/** What the delegation names must be the same; what it leaves open is free. */
+export function equal(
+  claimed: string | undefined,
+  delegated: string | undefined,
+  field: string
+): Result<{}, Failure> {
+  return delegated === undefined || claimed === delegated
+    ? { ok: {} }
+    : fail(
+        `the delegation is for ${field} ${delegated}, not ${claimed ?? 'for all'}`
+      )
+}
+
+/** Like {@link equal}, for links. */
+export function equalLink(
+  claimed: Link | undefined,
+  delegated: Link | undefined,
+  field: string
+): Result<{}, Failure> {
+  return equal(claimed?.toString(), delegated?.toString(), field)
+}
+
+/** A list may be made shorter on the way, never longer. */
+export function narrower(
+  claimed: readonly string[] | undefined,
+  delegated: readonly string[] | undefined,
+  field: string
+): Result<{}, Failure> {
+  if (delegated === undefined) return { ok: {} }
+  if (claimed === undefined) {
+    return fail(
+      `the delegation limits ${field} to [${delegated.join(', ')}]; say which of them`
+    )
+  }
+  const more = claimed.find((item) => !delegated.includes(item))
+  return more === undefined
+    ? { ok: {} }
+    : fail(
+        `the delegation limits ${field} to [${delegated.join(', ')}], without ${more}`
+      )
+}

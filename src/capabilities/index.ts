@@ -1,0 +1,50 @@
+/**
+ * The protocol: every capability of the service, with what it answers. The
+ * namespaces read as sentences.
+ *
+ * @example
+ * ```ts
+ * import * as Capabilities from 'bluesky-backups/capabilities'
+ *
+ * const invocation = Capabilities.Backup.run.invoke({
+ *   issuer: agent,
+ *   audience: service,
+ *   with: space,
+ *   nb: { account: 'did:plc:ewvi7nxzyoun6zhxrhs64oiz' },
+ *   proofs,
+ * })
+ * ```
+ *
+ * @packageDocumentation
+ */
+import type { BackupService } from './backup.ts'
+import type { ClockService } from './clock.ts'
+
+export * as Backup from './backup.ts'
+export * as Clock from './clock.ts'
+
+/** All that the service answers to. */
+export interface Service {
+  backup: BackupService
+  clock: ClockService
+}
+
+/** Abilities that `GET /` lists: those that can be invoked. */
+export const ABILITIES = [
+  'clock/head',
+  'clock/advance',
+  'backup/run',
+  'backup/status',
+] as const
+
+/**
+ * What a service needs in a Space to back an account up into it: these are
+ * Storacha's and the clock's, and are delegated to the service's `did:key`.
+ */
+export const BACKUP_ABILITIES = [
+  'space/blob/add',
+  'space/index/add',
+  'upload/add',
+  'clock/head',
+  'clock/advance',
+] as const

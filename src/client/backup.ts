@@ -1,0 +1,70 @@
+/**
+ * Backups by a service.
+ *
+ * @packageDocumentation
+ */
+import type { Delegation, Link } from '@ucanto/interface'
+import { Backup } from '../capabilities/index.ts'
+import type { InvocationConfig, InvocationOptions } from './connection.ts'
+
+type VersionedLink = Link<unknown, number, number, 1>
+
+/** What to back up. */
+export interface RunInput {
+  /** DID of the account. */
+  account: `did:${string}:${string}`
+  /** What to back up beside the repository; all there is, if left out. */
+  include?: Backup.Part[]
+  /** What the service may do in the Space; its audience is the service. */
+  delegation?: Delegation
+}
+
+/** Asks the service to back an account up now. Answers with the run. */
+export async function run(
+  { issuer, audience, with: space, proofs }: InvocationConfig,
+  { account, include, delegation }: RunInput,
+  { connection, expiration, nonce }: InvocationOptions
+) {
+  const invocation = Backup.run.invoke({
+    issuer,
+    audience: audience ?? connection.id,
+    with: space,
+    proofs,
+    nb: {
+      account,
+      ...(include ? { include } : {}),
+      ...(delegation ? { delegation: delegation.cid as VersionedLink } : {}),
+    },
+    ...(expiration === undefined ? {} : { expiration }),
+    ...(nonce === undefined ? {} : { nonce }),
+  })
+  if (delegation) {
+    for (const block of delegation.export()) invocation.attach(block)
+  }
+  const receipt = await invocation.execute(connection)
+  return receipt.out
+}
+
+/**
+ * Asks how far runs are.
+ *
+ * @param input.run - one run; the latest of the Space, if left out
+ */
+export async function status(
+  { issuer, audience, with: space, proofs }: InvocationConfig,
+  input: { run?: Link },
+  { connection, expiration, nonce }: InvocationOptions
+) {
+  const receipt = await Backup.status
+    .invoke({
+      issuer,
+      audience: audience ?? connection.id,
+      with: space,
+      proofs,
+      nb: input.run ? { run: input.run as VersionedLink } : {},
+      ...(expiration === undefined ? {} : { expiration }),
+      ...(nonce === undefined ? {} : { nonce }),
+    })
+    .execute(connection)
+  return receipt.out
+}

@@ -1,0 +1,99 @@
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Spool } from '../backup/interface.ts'
+import { createMemorySpool } from '../backup/spool.ts'
+
+/** What is smaller stays in memory, in bytes. */
+const MEMORY_SIZE = 8 * 1024 * 1024
+const COPY_SIZE = 1024 * 1024
+/** Small writes are collected, in bytes: a write to a file costs a call. */
+const BUFFER_SIZE = 256 * 1024
+
+/**
+ * A spool that moves from memory into a temporary file when it grows. The file
+ * has no name: it is gone with the process, however that ends.
+ */
+export function createFileSpool(folder: string = tmpdir()): Spool {
+  let memory: Spool | undefined = createMemorySpool()
+  let file: number | undefined
+  let size = 0
+  let written = 0
+  const buffer = new Uint8Array(BUFFER_SIZE)
+
+  const flush = () => {
+    if (file === undefined) return
+    for (let done = 0; written < size;) {
+      const count = writeSync(file, buffer, done, size - written, written)
+      done += count
+      written += count
+    }
+  }
+  const append = (bytes: Uint8Array) => {
+    for (let taken = 0; taken < bytes.length;) {
+      if (size - written === BUFFER_SIZE) flush()
+      const part = bytes.subarray(taken, taken + BUFFER_SIZE - (size - written))
+      buffer.set(part, size - written)
+      size += part.length
+      taken += part.length
+    }
+  }
+  const moveToFile = (from: Spool) => {
+    file = openUnnamed(folder)
+    const total = from.size
+    size = 0
+    for (let offset = 0; offset < total; offset += COPY_SIZE) {
+      const part = from.read(offset, Math.min(COPY_SIZE, total - offset))
+      if (part instanceof Uint8Array) append(part)
+    }
+    memory = undefined
+    return from.close()
+  }
+
+  return {
+    get size() {
+      return memory?.size ?? size
+    },
+    async write(bytes) {
+      if (memory && memory.size + bytes.length > MEMORY_SIZE) {
+        await moveToFile(memory)
+      }
+      if (memory) await memory.write(bytes)
+      else append(bytes)
+    },
+    read(offset, length) {
+      if (memory) return memory.read(offset, length)
+      if (file === undefined) throw new TypeError('the spool is closed')
+      if (offset + length > written) flush()
+      const bytes = new Uint8Array(length)
+      for (let done = 0; done < length;) {
+        const count = readSync(file, bytes, done, length - done, offset + done)
+        if (count === 0) throw new RangeError('read beyond the end of a spool')
+        done += count
+      }
+      return bytes
+    },
+    async close() {
+      await memory?.close()
+      memory = undefined
+      if (file !== undefined) closeSync(file)
+      file = undefined
+    },
+  }
+}
+
+function openUnnamed(folder: string): number {
+  const parent = mkdtempSync(join(folder, 'bluesky-backups-'))
+  try {
+    return openSync(join(parent, 'spool'), 'w+', 0o600)
+  } finally {
+    rmSync(parent, { recursive: true })
+  }
+}

@@ -1,0 +1,10 @@
+/**
+ * What Node.js offers the pipeline: files for what is not verified yet, fast
+ * hashes, the time, and keys in files.
+ *
+ * @packageDocumentation
+ */
+export { createFileSpool } from './file-spool.ts'
+export { loadKeyFile, KeyFileError } from './key-file.ts'
+export { createNativeSha256 } from './sha256.ts'
+export { systemTime } from './time.ts'

@@ -1,0 +1,28 @@
+import { CAR, Delegation } from '@ucanto/core'
+import type {
+  Block,
+  Delegation as DelegationView,
+  Link,
+} from '@ucanto/interface'
+
+/** CAR of delegations with all their proofs; its roots are the delegations. */
+export function encodeDelegations(delegations: DelegationView[]): Uint8Array {
+  const blocks = new Map<string, Block>()
+  const roots: Block[] = []
+  for (const delegation of delegations) {
+    roots.push(delegation.root)
+    for (const block of delegation.export()) blocks.set(`${block.cid}`, block)
+  }
+  for (const { cid } of roots) blocks.delete(`${cid}`)
+  return CAR.encode({ roots, blocks })
+}
+
+/** What `encodeDelegations` encoded. */
+export function decodeDelegations(bytes: Uint8Array): DelegationView[] {
+  const { roots, blocks } = CAR.decode(bytes)
+  const all = new Map<string, Block>(blocks)
+  for (const root of roots) all.set(`${root.cid}`, root)
+  return roots.map(({ cid }) =>
+    Delegation.view({ root: cid as Link<never>, blocks: all as never })
+  )
+}

@@ -1,0 +1,249 @@
+import { join } from 'node:path'
+import { z } from 'zod'
+import { DEFAULT_LIMITS } from '../backup/index.ts'
+
+const httpUrl = z.string().transform((text, context) => {
+  const url = URL.canParse(text) ? new URL(text) : undefined
+  if (url && /^https?:$/.test(url.protocol) && !url.username) return url
+  context.addIssue('must be an http or https URL without a user name')
+  return z.NEVER
+})
+
+const directoryUrl = httpUrl.transform((url) =>
+  url.pathname.endsWith('/') ? url : new URL(`${url.href}/`)
+)
+
+const list = <T extends z.ZodType>(item: T) =>
+  z
+    .string()
+    .transform((text) =>
+      text
+        .split(/[,\s]+/)
+        .map((part) => part.trim())
+        .filter((part) => part !== '')
+    )
+    .pipe(z.array(item))
+
+const integer = (minimum: number, maximum: number) =>
+  z
+    .string()
+    .regex(/^\d+$/, 'must be a whole number')
+    .transform(Number)
+    .pipe(z.number().int().min(minimum).max(maximum))
+
+const flag = z
+  .enum(['true', 'false', '1', '0', ''])
+  .transform((text) => text === 'true' || text === '1')
+
+const authority = z
+  .string()
+  .regex(
+    /^did:web:[^=]+=did:key:z[1-9A-HJ-NP-Za-km-z]+$/,
+    'must be did:web:…=did:key:…'
+  )
+  .transform((text) => {
+    const [did, key] = text.split('=') as [
+      `did:web:${string}`,
+      `did:key:${string}`,
+    ]
+    return { did, key }
+  })
+
+/**
+ * Every setting: how its text is read, what it is when not given, and what
+ * help says of it. The name gives the flag (`--public-url`) and the variable
+ * (`BLUESKY_BACKUPS_PUBLIC_URL`).
+ */
+export const SETTINGS = {
+  publicUrl: setting(
+    httpUrl.optional(),
+    'URL',
+    'where agents reach the service; gives it its did:web (http://localhost:PORT if left out)'
+  ),
+  host: setting(
+    z.string().min(1).default('127.0.0.1'),
+    'ADDRESS',
+    'address to listen on'
+  ),
+  port: setting(
+    integer(0, 65535).default(8787),
+    'NUMBER',
+    'port to listen on; 0 for any'
+  ),
+  dataFolder: setting(
+    z.string().min(1).default('./bluesky-backups-data'),
+    'FOLDER',
+    'where the embedded store and the key are kept'
+  ),
+  keyFile: setting(
+    z.string().min(1).optional(),
+    'FILE',
+    "the service's private key; made if it is not there (service.key in the data folder if left out)"
+  ),
+  databaseUrl: setting(
+    z
+      .string()
+      .regex(/^postgres(ql)?:\/\//, 'must be a postgres:// URL')
+      .optional(),
+    'URL',
+    'PostgreSQL to use instead of the embedded store; also read from DATABASE_URL'
+  ),
+  uploadServiceUrl: setting(
+    httpUrl.default(new URL('https://up.storacha.network')),
+    'URL',
+    'upload service of the Spaces'
+  ),
+  uploadServiceDid: setting(
+    z
+      .string()
+      .regex(/^did:(web|key):\S+$/, 'must be a did:web or a did:key')
+      .default('did:web:up.storacha.network'),
+    'DID',
+    'DID of the upload service'
+  ),
+  receiptsUrl: setting(
+    directoryUrl.default(new URL('https://up.storacha.network/receipt/')),
+    'URL',
+    'where the upload service answers receipts'
+  ),
+  gatewayUrls: setting(
+    list(directoryUrl)
+      .pipe(z.array(z.instanceof(URL)).min(1, 'must name at least one gateway'))
+      .default([new URL('https://w3s.link/')]),
+    'URLS',
+    'trustless gateways to read Spaces through, in the order to try them'
+  ),
+  plcUrl: setting(
+    httpUrl.default(new URL('https://plc.directory')),
+    'URL',
+    'PLC directory'
+  ),
+  handleResolverUrl: setting(
+    httpUrl.optional(),
+    'URL',
+    "host to ask for handles instead of DNS and the handle's own host"
+  ),
+  trustedAuthorities: setting(
+    list(authority).default([]),
+    'LIST',
+    'did:web:…=did:key:… of upload services whose logins by email are accepted'
+  ),
+  allowPrivateNetwork: setting(
+    flag.default(false),
+    '',
+    'go to private and loopback addresses that others name; for local networks only'
+  ),
+  maxBodySize: setting(
+    integer(1024, 64 * 1024 * 1024).default(4 * 1024 * 1024),
+    'BYTES',
+    'largest request body'
+  ),
+  maxBlobSize: setting(
+    integer(1, 8 * 1024 ** 3).default(DEFAULT_LIMITS.maxBlobSize),
+    'BYTES',
+    'largest blob that is backed up'
+  ),
+  concurrentRuns: setting(
+    integer(1, 1000).default(4),
+    'NUMBER',
+    'backups at the same time'
+  ),
+  concurrentBlobs: setting(
+    integer(1, 100).default(DEFAULT_LIMITS.concurrentBlobs),
+    'NUMBER',
+    'blobs that one backup fetches at the same time'
+  ),
+  drainTimeout: setting(
+    integer(0, 3600).default(20),
+    'SECONDS',
+    'how long backups may finish when the service is stopped; the rest is resumed later'
+  ),
+  logLevel: setting(
+    z
+      .enum(['fatal', 'error', 'warn', 'info', 'debug', 'silent'])
+      .default('info'),
+    'LEVEL',
+    'fatal, error, warn, info, debug or silent'
+  ),
+}
+
+export type SettingName = keyof typeof SETTINGS
+
+type Parsed = {
+  [Name in SettingName]: z.output<(typeof SETTINGS)[Name]['schema']>
+}
+
+/** A service's configuration, checked and complete. */
+export interface ServiceConfig extends Omit<Parsed, 'keyFile'> {
+  keyFile: string
+}
+
+/** Some values cannot be used; the message has a line for each. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError'
+  readonly problems: string[]
+
+  constructor(problems: string[]) {
+    super(`the configuration cannot be used:\n  ${problems.join('\n  ')}`)
+    this.problems = problems
+  }
+}
+
+/** Name of the environment variable of a setting. */
+export function variableOf(name: SettingName): string {
+  return `BLUESKY_BACKUPS_${separated(name, '_').toUpperCase()}`
+}
+
+/** Name of the flag of a setting, without dashes before it. */
+export function flagOf(name: SettingName): string {
+  return separated(name, '-').toLowerCase()
+}
+
+/**
+ * Reads the configuration from flags and, where they say nothing, from the
+ * environment.
+ *
+ * @throws {@link ConfigError} with a line for each value that cannot be used
+ */
+export function readConfig(
+  flags: Partial<Record<SettingName, string>>,
+  environment: Record<string, string | undefined>
+): ServiceConfig {
+  const problems: string[] = []
+  const parsed: Record<string, unknown> = {}
+  for (const name of Object.keys(SETTINGS) as SettingName[]) {
+    const variable = environment[variableOf(name)]
+    const given =
+      flags[name] ??
+      variable ??
+      (name === 'databaseUrl' ? environment['DATABASE_URL'] : undefined)
+    const result = SETTINGS[name].schema.safeParse(given)
+    if (result.success) {
+      parsed[name] = result.data
+      continue
+    }
+    const source =
+      flags[name] !== undefined ? `--${flagOf(name)}` : variableOf(name)
+    for (const issue of result.error.issues) {
+      problems.push(`${source}: ${issue.message}`)
+    }
+  }
+  if (problems.length > 0) throw new ConfigError(problems)
+  const config = parsed as Parsed
+  return {
+    ...config,
+    keyFile: config.keyFile ?? join(config.dataFolder, 'service.key'),
+  }
+}
+
+function setting<T extends z.ZodType>(
+  schema: T,
+  value: string,
+  description: string
+) {
+  return { schema, value, description }
+}
+
+function separated(name: string, separator: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `${separator}${letter}`)
+}

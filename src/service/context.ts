@@ -1,0 +1,45 @@
+import type { Signer } from '@ucanto/interface'
+import type { Logger } from 'pino'
+import type { AccountReader, IdentityResolver, Time } from '../backup/index.ts'
+import type { BackupLimits, CreateSpool } from '../backup/index.ts'
+import type { CreateSha256 } from '../backup/sha256.ts'
+import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
+import type { Stores } from '../stores/index.ts'
+import type { Runner } from './runner.ts'
+
+/** All that the handlers need of the world. */
+export interface ServiceContext {
+  /** Signs receipts; its DID is the service's `did:web`. */
+  id: Signer
+  /** The same key as `did:key`: the agent that acts in Spaces. */
+  agent: Signer
+  stores: Stores
+  runner: Pick<Runner, 'kick'>
+  time: Time
+  logger: Logger
+  /** Other services whose `did:web` may stand in proofs, with their keys. */
+  authorities: Authority[]
+}
+
+/** A service that may attest for `did:mailto` accounts. */
+export interface Authority {
+  /** `did:web:…` */
+  did: `did:web:${string}`
+  /** `did:key:…` */
+  key: `did:key:${string}`
+}
+
+/** What runs need beside the handlers' context. */
+export interface PipelineContext {
+  identities: IdentityResolver
+  accounts: AccountReader
+  uploadService: UploadServiceConfig
+  gateways: URL[]
+  /** For requests to Storacha, whose addresses are configuration. */
+  fetch: Fetch
+  /** For addresses that others name. */
+  foreignFetch: Fetch
+  createSpool: CreateSpool
+  createSha256: CreateSha256
+  limits: BackupLimits
+}

@@ -1,0 +1,168 @@
+import { Hono } from 'hono'
+import { bodyLimit } from 'hono/body-limit'
+import { cors } from 'hono/cors'
+import { HTTPException } from 'hono/http-exception'
+import type { ServerView } from '@ucanto/interface'
+import { CID } from 'multiformats/cid'
+import type { Logger } from 'pino'
+import { ABILITIES } from '../../capabilities/index.ts'
+import type { ServiceInfo } from '../../client/index.ts'
+import type { Stores } from '../../stores/index.ts'
+import { InvalidBodyError, verifyBlocks } from './verify-blocks.ts'
+
+const CAR_TYPE = 'application/vnd.ipld.car'
+/** Browsers may keep the answer to a preflight for a day, in seconds. */
+const CORS_MAX_AGE = 86_400
+
+export interface AppContext {
+  info: Pick<ServiceInfo, 'name' | 'version' | 'did' | 'agent'>
+  server: ServerView<Record<string, unknown>>
+  stores: Pick<Stores, 'receipts' | 'ping'>
+  logger: Logger
+  /** Largest request body, in bytes. */
+  maxBodySize: number
+  /** Whether the service takes no more work. */
+  isDraining: () => boolean
+}
+
+/** The HTTP edge of the service. */
+export function createApp(context: AppContext): Hono {
+  const { info, server, stores, logger } = context
+  const app = new Hono()
+
+  app.use(async (c, next) => {
+    const started = performance.now()
+    await next()
+    logger.debug(
+      {
+        method: c.req.method,
+        path: c.req.path,
+        status: c.res.status,
+        ms: Math.round(performance.now() - started),
+      },
+      'request'
+    )
+  })
+  app.use(cors({ origin: '*', maxAge: CORS_MAX_AGE }))
+
+  app.post(
+    '/',
+    bodyLimit({
+      maxSize: context.maxBodySize,
+      onError: (c) =>
+        c.json(
+          problem(
+            'BodyTooLarge',
+            `the body is larger than ${context.maxBodySize} bytes`
+          ),
+          413
+        ),
+    }),
+    async (c) => {
+      if (context.isDraining()) {
+        c.header('retry-after', '5')
+        return c.json(
+          problem('ServiceUnavailable', 'the service is going down; try again'),
+          503
+        )
+      }
+      const body = new Uint8Array(await c.req.arrayBuffer())
+      const type = c.req.header('content-type')?.split(';')[0]?.trim()
+      if (type !== CAR_TYPE) {
+        return c.json(
+          problem(
+            'UnsupportedMediaType',
+            `invocations are sent as ${CAR_TYPE}`
+          ),
+          415
+        )
+      }
+      await verifyBlocks(body)
+      const response = await server.request({
+        headers: c.req.header(),
+        body,
+      } as never)
+      return new Response(response.body as Uint8Array<ArrayBuffer>, {
+        status: response.status ?? 200,
+        headers: response.headers,
+      })
+    }
+  )
+
+  app.get('/', (c) => c.json({ ...info, capabilities: ABILITIES }))
+
+  app.get('/.well-known/did.json', (c) =>
+    c.json({
+      '@context': [
+        'https://www.w3.org/ns/did/v1',
+        'https://w3id.org/security/multikey/v1',
+      ],
+      id: info.did,
+      verificationMethod: [
+        {
+          id: `${info.did}#agent`,
+          type: 'Multikey',
+          controller: info.did,
+          publicKeyMultibase: info.agent.slice('did:key:'.length),
+        },
+      ],
+    })
+  )
+
+  app.get('/receipt/:task', async (c) => {
+    const task = parseCID(c.req.param('task'))
+    const receipt = task && (await stores.receipts.get(task.toString()))
+    if (!receipt) {
+      return c.json(
+        problem(
+          'ReceiptNotFound',
+          'there is no receipt of this task, or not yet'
+        ),
+        404
+      )
+    }
+    return c.body(receipt as Uint8Array<ArrayBuffer>, 200, {
+      'content-type': CAR_TYPE,
+    })
+  })
+
+  app.get('/health', async (c) => {
+    if (context.isDraining()) return c.json({ status: 'draining' }, 503)
+    try {
+      await stores.ping()
+    } catch (error) {
+      logger.error({ err: error }, 'the store does not answer')
+      return c.json({ status: 'store unavailable' }, 503)
+    }
+    return c.json({ status: 'ok' })
+  })
+
+  app.notFound((c) =>
+    c.json(problem('NotFound', `there is nothing at ${c.req.path}`), 404)
+  )
+
+  app.onError((error, c) => {
+    if (error instanceof InvalidBodyError) {
+      return c.json(problem('InvalidBody', error.message), 400)
+    }
+    if (error instanceof HTTPException) return error.getResponse()
+    logger.error({ err: error }, 'a request failed')
+    return c.json(
+      problem('InternalError', 'the service failed; its log has the reason'),
+      500
+    )
+  })
+  return app
+}
+
+function problem(name: string, message: string) {
+  return { name, message }
+}
+
+function parseCID(text: string): CID | undefined {
+  try {
+    return CID.parse(text)
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,44 @@
+import { CarBufferReader } from '@ipld/car/buffer-reader'
+import { equals } from 'multiformats/bytes'
+import { identity } from 'multiformats/hashes/identity'
+import { sha256 } from 'multiformats/hashes/sha2'
+
+/** A request body that must not be looked at any further. */
+export class InvalidBodyError extends Error {
+  override readonly name = 'InvalidBodyError'
+}
+
+/**
+ * Checks that a body is a CAR and that every block in it hashes to its CID.
+ * Ucanto takes blocks at their word: one with a false CID could pass for a
+ * delegation that nobody gave.
+ *
+ * @throws {@link InvalidBodyError}
+ */
+export async function verifyBlocks(body: Uint8Array): Promise<void> {
+  let reader: CarBufferReader
+  try {
+    reader = CarBufferReader.fromBytes(body)
+  } catch (cause) {
+    throw new InvalidBodyError('the body is not a CAR', { cause })
+  }
+  for (const { cid, bytes } of reader.blocks()) {
+    const { code } = cid.multihash
+    const digest =
+      code === sha256.code
+        ? await sha256.digest(bytes)
+        : code === identity.code
+          ? identity.digest(bytes)
+          : undefined
+    if (!digest) {
+      throw new InvalidBodyError(
+        `the block ${cid} has a hash other than sha2-256 and identity`
+      )
+    }
+    if (!equals(digest.bytes, cid.multihash.bytes)) {
+      throw new InvalidBodyError(
+        `the block ${cid} has bytes that do not hash to its CID`
+      )
+    }
+  }
+}

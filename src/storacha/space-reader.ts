@@ -1,0 +1,201 @@
+import { LRUCache } from 'lru-cache'
+import { CID } from 'multiformats/cid'
+import * as Digest from 'multiformats/hashes/digest'
+import { bytesEqual } from '../backup/bytes.ts'
+import { GatewayError } from '../backup/errors.ts'
+import type {
+  Block,
+  ShardRef,
+  SpaceReader,
+  UnknownLink,
+} from '../backup/interface.ts'
+import { digestOf, type CreateSha256 } from '../backup/sha256.ts'
+import type { Fetch } from './connection.ts'
+
+const CAR_CODE = 0x0202
+const SHA2_256_CODE = 0x12
+const IDENTITY_CODE = 0x00
+/** Largest block that is read, in bytes. */
+const MAX_BLOCK_SIZE = 4 * 1024 * 1024
+/** Metadata that is kept in memory, in bytes. */
+const CACHE_SIZE = 64 * 1024 * 1024
+const TRIES_PER_GATEWAY = 2
+const REQUEST_TIMEOUT = 60_000
+
+export interface SpaceReaderOptions {
+  /** Base URLs of trustless gateways, tried in this order. */
+  gateways: URL[]
+  fetch: Fetch
+  createSha256: CreateSha256
+  /** Memory for blocks that were read, in bytes. */
+  cacheSize?: number
+}
+
+/**
+ * Reads blocks through trustless gateways. What a gateway gives is checked:
+ * one that lies, fails or has nothing is passed over for the next.
+ *
+ * @see https://specs.ipfs.tech/http-gateways/trustless-gateway/
+ */
+export function createSpaceReader({
+  gateways,
+  fetch,
+  createSha256,
+  cacheSize = CACHE_SIZE,
+}: SpaceReaderOptions): SpaceReader {
+  const cache = new LRUCache<string, Uint8Array>({
+    maxSize: cacheSize,
+    sizeCalculation: (bytes) => bytes.length + 256,
+  })
+
+  const request = async (
+    url: URL,
+    range: { offset: number; length: number } | undefined,
+    signal: AbortSignal | undefined
+  ): Promise<Uint8Array | undefined> => {
+    const signals = [AbortSignal.timeout(REQUEST_TIMEOUT), signal]
+    const response = await fetch(url, {
+      redirect: 'follow',
+      headers: {
+        accept: 'application/vnd.ipld.raw',
+        ...(range
+          ? {
+              range: `bytes=${range.offset}-${range.offset + range.length - 1}`,
+            }
+          : {}),
+      },
+      signal: AbortSignal.any(signals.filter((given) => given !== undefined)),
+    })
+    if (response.status === 404 || response.status === 410) {
+      await response.body?.cancel()
+      return undefined
+    }
+    if (!response.ok) {
+      await response.body?.cancel()
+      throw new Error(`${url.origin} answered with status ${response.status}`)
+    }
+    // Who ignores `Range` sends everything from the start.
+    const skip = range && response.status !== 206 ? range.offset : 0
+    return readPart(response, skip, range?.length, url.origin)
+  }
+
+  const fromAny = async (
+    urls: URL[],
+    what: string,
+    range: { offset: number; length: number } | undefined,
+    accept: (bytes: Uint8Array) => boolean,
+    signal: AbortSignal | undefined
+  ): Promise<Uint8Array | undefined> => {
+    const failures: unknown[] = []
+    for (let attempt = 0; attempt < TRIES_PER_GATEWAY; attempt++) {
+      for (const url of urls) {
+        try {
+          const bytes = await request(url, range, signal)
+          if (!bytes) continue
+          if (accept(bytes)) return bytes
+          throw new Error(
+            `${url.origin} sent bytes that are not those of ${what}`
+          )
+        } catch (error) {
+          signal?.throwIfAborted()
+          failures.push(error)
+        }
+      }
+      if (failures.length === 0) return undefined
+    }
+    throw new GatewayError(
+      `no gateway gave ${what}; try again later, or name another gateway (${failures
+        .map((failure) =>
+          failure instanceof Error ? failure.message : String(failure)
+        )
+        .join('; ')
+        .slice(0, 500)})`,
+      { cause: new AggregateError(failures) }
+    )
+  }
+
+  const rawUrl = (gateway: URL, cid: { toString(): string }) =>
+    new URL(`ipfs/${cid}?format=raw`, withSlash(gateway))
+
+  return {
+    async get(link: UnknownLink): Promise<Block | undefined> {
+      const { multihash } = link
+      const block = (bytes: Uint8Array) => ({
+        cid: link as Block['cid'],
+        bytes,
+      })
+      if (multihash.code === IDENTITY_CODE) return block(multihash.digest)
+      if (multihash.code !== SHA2_256_CODE) {
+        throw new GatewayError(
+          `the block ${link} has a hash that is not checked here: only sha2-256 is`
+        )
+      }
+      const key = multihash.digest.join()
+      const cached = cache.get(key)
+      if (cached) return block(cached)
+      const bytes = await fromAny(
+        gateways.map((gateway) => rawUrl(gateway, link)),
+        `the block ${link}`,
+        undefined,
+        (given) => bytesEqual(digestOf(createSha256, given), multihash.digest),
+        undefined
+      )
+      if (!bytes) return undefined
+      if (bytes.length < cacheSize) cache.set(key, bytes)
+      return block(bytes)
+    },
+
+    async getShardRange(shard: ShardRef, range, { signal } = {}) {
+      const cid = CID.createV1(CAR_CODE, Digest.decode(shard.digest))
+      const urls = gateways.map((gateway) => rawUrl(gateway, cid))
+      if (shard.location !== undefined && URL.canParse(shard.location)) {
+        urls.push(new URL(shard.location))
+      }
+      return fromAny(
+        urls,
+        `the shard ${cid}`,
+        range,
+        (bytes) => bytes.length === range.length,
+        signal
+      )
+    },
+  }
+}
+
+/** At most `length` bytes after `skip`; the rest is not read. */
+async function readPart(
+  response: Response,
+  skip: number,
+  length: number | undefined,
+  origin: string
+): Promise<Uint8Array> {
+  const limit = skip + (length ?? MAX_BLOCK_SIZE + 1)
+  const parts: Uint8Array[] = []
+  let received = 0
+  if (response.body) {
+    for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
+      const from = Math.max(0, skip - received)
+      const to = limit - received
+      if (from < chunk.length) parts.push(chunk.subarray(from, to))
+      received += chunk.length
+      if (received >= limit) break
+    }
+  }
+  if (length === undefined && received > MAX_BLOCK_SIZE) {
+    throw new Error(
+      `${origin} sent more than the ${MAX_BLOCK_SIZE} bytes a block may have`
+    )
+  }
+  const size = parts.reduce((sum, { length }) => sum + length, 0)
+  const bytes = new Uint8Array(size)
+  let offset = 0
+  for (const part of parts) {
+    bytes.set(part, offset)
+    offset += part.length
+  }
+  return bytes
+}
+
+function withSlash(url: URL): URL {
+  return url.pathname.endsWith('/') ? url : new URL(`${url.href}/`)
+}
