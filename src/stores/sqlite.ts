@@ -23,7 +23,7 @@ import { migrate } from './migrate.ts'
 import type { Tables } from './tables.ts'
 
 /** How long to wait for another process that is writing, in milliseconds. */
-const BUSY = { timeout: 10_000, minDelay: 1, maxDelay: 20 }
+const BUSY = { timeout: 5_000, minDelay: 1, maxDelay: 20 }
 
 /**
  * Opens a database file, and makes it and its folder if they are not there,
