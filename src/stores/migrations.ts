@@ -1,0 +1,89 @@
+import { sql } from 'kysely'
+import type { Kysely } from 'kysely'
+import type { Migration } from 'kysely/migration'
+
+/** PostgreSQL's name; SQLite keeps bytes as bytes whatever the column's type. */
+const bytes = sql`bytea`
+
+/**
+ * The way from an empty database to the present tables, applied in the order
+ * of the names. A migration that was released never changes.
+ */
+export const migrations: Record<string, Migration> = {
+  '0001-clock-runs-receipts-journal': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('clocks')
+        .addColumn('space', 'text', (column) => column.notNull().primaryKey())
+        .execute()
+      await db.schema
+        .createTable('events')
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('event', 'text', (column) => column.notNull())
+        .addColumn('bytes', bytes, (column) => column.notNull())
+        .addPrimaryKeyConstraint('events_key', ['space', 'event'])
+        .execute()
+      await db.schema
+        .createTable('heads')
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('event', 'text', (column) => column.notNull())
+        .addPrimaryKeyConstraint('heads_key', ['space', 'event'])
+        .execute()
+
+      await db.schema
+        .createTable('runs')
+        .addColumn('id', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('account', 'text', (column) => column.notNull())
+        .addColumn('agent', 'text', (column) => column.notNull())
+        .addColumn('include', 'text', (column) => column.notNull())
+        .addColumn('authority', bytes, (column) => column.notNull())
+        .addColumn('state', 'text', (column) => column.notNull())
+        .addColumn('progress', 'text')
+        .addColumn('outcome', 'text')
+        .addColumn('error', 'text')
+        .addColumn('created', 'bigint', (column) => column.notNull())
+        .addColumn('updated', 'bigint', (column) => column.notNull())
+        .addColumn('started', 'bigint')
+        .addColumn('finished', 'bigint')
+        .addColumn('attempts', 'integer', (column) => column.notNull())
+        .addColumn('owner', 'text')
+        .addColumn('lease_expiration', 'bigint')
+        .execute()
+      await db.schema
+        .createIndex('runs_one_active')
+        .unique()
+        .on('runs')
+        .columns(['space', 'account'])
+        .where(sql<boolean>`state in ('queued', 'running')`)
+        .execute()
+      await db.schema
+        .createIndex('runs_to_claim')
+        .on('runs')
+        .columns(['created', 'id'])
+        .where(sql<boolean>`state in ('queued', 'running')`)
+        .execute()
+      await db.schema
+        .createIndex('runs_by_space')
+        .on('runs')
+        .columns(['space', 'created', 'id'])
+        .execute()
+
+      await db.schema
+        .createTable('receipts')
+        .addColumn('task', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('bytes', bytes, (column) => column.notNull())
+        .execute()
+
+      await db.schema
+        .createTable('journal')
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('account', 'text', (column) => column.notNull())
+        .addColumn('key', 'text', (column) => column.notNull())
+        .addColumn('position', 'bigint', (column) => column.notNull())
+        .addColumn('bytes', bytes, (column) => column.notNull())
+        .addPrimaryKeyConstraint('journal_key', ['space', 'account', 'key'])
+        .execute()
+    },
+  },
+}

@@ -1,0 +1,200 @@
+import { sql } from 'kysely'
+import type { Kysely, SqlBool } from 'kysely'
+import type { Run, RunError, RunRequest, RunStore } from './interface.ts'
+import { createReceiptStore } from './receipts.ts'
+import { toBytes } from './rows.ts'
+import type { RunRow, Tables } from './tables.ts'
+
+/** As the partial indexes have it, literally, so that they are used. */
+const active = sql<SqlBool>`state in ('queued', 'running')`
+
+export function createRunStore(db: Kysely<Tables>): RunStore {
+  return {
+    async create(request) {
+      // A run that was in the way may end before it is read; then try again.
+      for (;;) {
+        const created = await insertRun(db, request)
+        if (created) return { run: created, created: true }
+        const run =
+          (await readRun(db, request.id)) ?? (await readActiveRun(db, request))
+        if (run) return { run, created: false }
+      }
+    },
+
+    get: (id) => readRun(db, id),
+
+    async list(space, { limit }) {
+      const rows = await db
+        .selectFrom('runs')
+        .selectAll()
+        .where('space', '=', space)
+        .orderBy('created', 'desc')
+        .orderBy('id', 'desc')
+        .limit(limit)
+        .execute()
+      return rows.map(toRun)
+    },
+
+    async claim({ owner, now, lease }) {
+      const row = await db
+        .updateTable('runs')
+        .set((runs) => ({
+          state: 'running',
+          owner,
+          lease_expiration: now + lease,
+          attempts: runs('attempts', '+', 1),
+          started: runs.fn.coalesce('started', runs.val(now)),
+          updated: now,
+        }))
+        .where('id', '=', (runs) =>
+          runs
+            .selectFrom('runs')
+            .select('id')
+            .where(active)
+            .where((run) =>
+              run.or([
+                run('state', '=', 'queued'),
+                run('lease_expiration', '<=', now),
+              ])
+            )
+            .orderBy('created')
+            .orderBy('id')
+            .limit(1)
+            .forUpdate()
+            .skipLocked()
+        )
+        .returningAll()
+        .executeTakeFirst()
+      return row && toRun(row)
+    },
+
+    heartbeat: (id, owner, { leaseExpiration, progress, now }) =>
+      updateOwned(db, id, owner, {
+        lease_expiration: leaseExpiration,
+        progress: toJSON(progress),
+        updated: now,
+      }),
+
+    release: (id, owner) =>
+      updateOwned(db, id, owner, {
+        state: 'queued',
+        owner: null,
+        lease_expiration: null,
+      }),
+
+    async finish(id, owner, { state, outcome, error, receipt, now }) {
+      return db.transaction().execute(async (transaction) => {
+        const owned = await updateOwned(transaction, id, owner, {
+          state,
+          outcome: toJSON(outcome),
+          error: toJSON(error),
+          owner: null,
+          lease_expiration: null,
+          updated: now,
+          finished: now,
+        })
+        if (owned && receipt) {
+          await createReceiptStore(transaction).put(id, receipt)
+        }
+        return owned
+      })
+    },
+  }
+}
+
+async function insertRun(
+  db: Kysely<Tables>,
+  { id, space, account, agent, include, authority, created }: RunRequest
+): Promise<Run | undefined> {
+  const row = await db
+    .insertInto('runs')
+    .values({
+      id,
+      space,
+      account,
+      agent,
+      include: JSON.stringify(include),
+      authority,
+      state: 'queued',
+      created,
+      updated: created,
+      attempts: 0,
+    })
+    .onConflict((conflict) => conflict.doNothing())
+    .returningAll()
+    .executeTakeFirst()
+  return row && toRun(row)
+}
+
+async function readRun(
+  db: Kysely<Tables>,
+  id: string
+): Promise<Run | undefined> {
+  const row = await db
+    .selectFrom('runs')
+    .selectAll()
+    .where('id', '=', id)
+    .executeTakeFirst()
+  return row && toRun(row)
+}
+
+async function readActiveRun(
+  db: Kysely<Tables>,
+  { space, account }: RunRequest
+): Promise<Run | undefined> {
+  const row = await db
+    .selectFrom('runs')
+    .selectAll()
+    .where('space', '=', space)
+    .where('account', '=', account)
+    .where(active)
+    .executeTakeFirst()
+  return row && toRun(row)
+}
+
+/** @returns whether the run is running and the owner's */
+async function updateOwned(
+  db: Kysely<Tables>,
+  id: string,
+  owner: string,
+  changes: Partial<RunRow>
+): Promise<boolean> {
+  const { numUpdatedRows } = await db
+    .updateTable('runs')
+    .set(changes)
+    .where('id', '=', id)
+    .where('owner', '=', owner)
+    .where('state', '=', 'running')
+    .executeTakeFirst()
+  return numUpdatedRows > 0n
+}
+
+function toRun(row: RunRow): Run {
+  return {
+    id: row.id,
+    space: row.space,
+    account: row.account,
+    agent: row.agent,
+    include: JSON.parse(row.include) as string[],
+    authority: toBytes(row.authority),
+    state: row.state,
+    progress: fromJSON(row.progress),
+    outcome: fromJSON(row.outcome),
+    error: fromJSON(row.error) as RunError | undefined,
+    created: row.created,
+    updated: row.updated,
+    started: row.started ?? undefined,
+    finished: row.finished ?? undefined,
+    attempts: row.attempts,
+    owner: row.owner ?? undefined,
+    leaseExpiration: row.lease_expiration ?? undefined,
+  }
+}
+
+function toJSON(value: unknown): string | null {
+  return value === undefined ? null : JSON.stringify(value)
+}
+
+function fromJSON(text: string | null): unknown {
+  return text === null ? undefined : JSON.parse(text)
+}

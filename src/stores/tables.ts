@@ -1,0 +1,36 @@
+/** Rows as both databases hold them; see `migrations.ts`. */
+export interface Tables {
+  clocks: { space: string }
+  events: { space: string; event: string; bytes: Uint8Array }
+  heads: { space: string; event: string }
+  runs: RunRow
+  receipts: { task: string; bytes: Uint8Array }
+  journal: {
+    space: string
+    account: string
+    key: string
+    position: number
+    bytes: Uint8Array
+  }
+}
+
+/** Times are Unix milliseconds; JSON is text. */
+export interface RunRow {
+  id: string
+  space: string
+  account: string
+  agent: string
+  include: string
+  authority: Uint8Array
+  state: 'queued' | 'running' | 'done' | 'failed'
+  progress: string | null
+  outcome: string | null
+  error: string | null
+  created: number
+  updated: number
+  started: number | null
+  finished: number | null
+  attempts: number
+  owner: string | null
+  lease_expiration: number | null
+}

@@ -1,0 +1,267 @@
+import type { Contract } from './contract.ts'
+import { account, alice, bob, bytesOf, requestOf } from './samples.ts'
+
+const now = 1_742_140_800_000
+const lease = 30_000
+
+export const runStoreContract: Contract = {
+  'a request becomes a queued run': async (assert, { runs }) => {
+    const request = requestOf('a')
+    const { run, created } = await runs.create(request)
+    assert.ok(created)
+    assert.deepEqual(run, {
+      ...request,
+      state: 'queued',
+      progress: undefined,
+      outcome: undefined,
+      error: undefined,
+      updated: request.created,
+      started: undefined,
+      finished: undefined,
+      attempts: 0,
+      owner: undefined,
+      leaseExpiration: undefined,
+    })
+    assert.deepEqual(await runs.get('a'), run)
+    assert.equal(await runs.get('b'), undefined)
+  },
+
+  'the same task is the same run, even when it has ended': async (
+    assert,
+    { runs }
+  ) => {
+    await runs.create(requestOf('a'))
+    const again = await runs.create(requestOf('a', { created: now }))
+    assert.equal(again.created, false)
+    assert.equal(again.run.created, requestOf('a').created)
+
+    await runs.claim({ owner: 'one', now, lease })
+    await runs.finish('a', 'one', { state: 'done', now })
+    await runs.create(requestOf('b'))
+    const late = await runs.create(requestOf('a'))
+    assert.equal(late.created, false)
+    assert.equal(late.run.id, 'a')
+    assert.equal(late.run.state, 'done')
+  },
+
+  'an account has one run that has not ended': async (assert, { runs }) => {
+    await runs.create(requestOf('a'))
+    assert.equal((await runs.create(requestOf('b'))).run.id, 'a')
+    await runs.claim({ owner: 'one', now, lease })
+    assert.equal((await runs.create(requestOf('b'))).run.id, 'a')
+    assert.equal(await runs.get('b'), undefined)
+
+    await runs.finish('a', 'one', { state: 'failed', now })
+    const { run, created } = await runs.create(requestOf('b'))
+    assert.ok(created)
+    assert.equal(run.id, 'b')
+  },
+
+  'other accounts and other Spaces have runs of their own': async (
+    assert,
+    { runs }
+  ) => {
+    const requests = [
+      requestOf('a'),
+      requestOf('b', { account: 'did:plc:other' }),
+      requestOf('c', { space: bob }),
+    ]
+    for (const request of requests) {
+      assert.ok((await runs.create(request)).created)
+    }
+  },
+
+  'runs into a Space are listed newest first': async (assert, { runs }) => {
+    for (const [index, id] of ['a', 'b', 'c'].entries()) {
+      await runs.create(
+        requestOf(id, { account: `${account}-${id}`, created: now + index })
+      )
+    }
+    await runs.create(requestOf('d', { space: bob }))
+    const list = async (limit: number) =>
+      (await runs.list(alice, { limit })).map(({ id }) => id)
+    assert.deepEqual(await list(10), ['c', 'b', 'a'])
+    assert.deepEqual(await list(2), ['c', 'b'])
+    assert.deepEqual(await runs.list('did:key:nobody', { limit: 10 }), [])
+  },
+
+  'a claim takes the oldest run': async (assert, { runs }) => {
+    await runs.create(requestOf('young', { account: '1', created: now - 1 }))
+    await runs.create(requestOf('old', { account: '2', created: now - 2 }))
+    const run = await runs.claim({ owner: 'one', now, lease })
+    assert.equal(run?.id, 'old')
+    assert.equal(run?.state, 'running')
+    assert.equal(run?.owner, 'one')
+    assert.equal(run?.attempts, 1)
+    assert.equal(run?.started, now)
+    assert.equal(run?.updated, now)
+    assert.equal(run?.leaseExpiration, now + lease)
+    assert.deepEqual(await runs.get('old'), run)
+    const next = await runs.claim({ owner: 'two', now, lease })
+    assert.equal(next?.id, 'young')
+    assert.equal(await runs.claim({ owner: 'two', now, lease }), undefined)
+  },
+
+  'a run is claimed again when its lease has expired': async (
+    assert,
+    { runs }
+  ) => {
+    await runs.create(requestOf('a'))
+    await runs.claim({ owner: 'one', now, lease })
+    const later = now + lease
+    assert.equal(
+      await runs.claim({ owner: 'two', now: later - 1, lease }),
+      undefined
+    )
+    const run = await runs.claim({ owner: 'two', now: later, lease })
+    assert.equal(run?.owner, 'two')
+    assert.equal(run?.attempts, 2)
+    assert.equal(run?.started, now)
+    assert.equal(run?.leaseExpiration, later + lease)
+  },
+
+  'a heartbeat keeps the run and its progress': async (assert, { runs }) => {
+    await runs.create(requestOf('a'))
+    await runs.claim({ owner: 'one', now, lease })
+    const progress = { stage: 'blobs', blobsDone: 3, text: 'é\0\ud800' }
+    const later = now + lease
+    assert.equal(
+      await runs.heartbeat('a', 'one', {
+        leaseExpiration: later + 1,
+        progress,
+        now: later,
+      }),
+      true
+    )
+    assert.equal(
+      await runs.claim({ owner: 'two', now: later, lease }),
+      undefined
+    )
+    const run = await runs.get('a')
+    assert.deepEqual(run?.progress, progress)
+    assert.equal(run?.updated, later)
+  },
+
+  'who has lost the lease can change nothing': async (
+    assert,
+    { runs, receipts }
+  ) => {
+    await runs.create(requestOf('a'))
+    await runs.claim({ owner: 'one', now, lease })
+    const run = await runs.claim({ owner: 'two', now: now + lease, lease })
+    const update = { leaseExpiration: now * 2, progress: 'mine', now }
+    assert.equal(await runs.heartbeat('a', 'one', update), false)
+    assert.equal(await runs.release('a', 'one'), false)
+    assert.equal(
+      await runs.finish('a', 'one', {
+        state: 'done',
+        receipt: bytesOf('mine'),
+        now,
+      }),
+      false
+    )
+    assert.deepEqual(await runs.get('a'), run)
+    assert.equal(await receipts.get('a'), undefined)
+  },
+
+  'nobody keeps, releases or ends a run that is not running': async (
+    assert,
+    { runs }
+  ) => {
+    const update = { leaseExpiration: now * 2, progress: 0, now }
+    const attempts = async () => [
+      await runs.heartbeat('a', 'one', update),
+      await runs.release('a', 'one'),
+      await runs.finish('a', 'one', { state: 'failed', now }),
+    ]
+    assert.deepEqual(await attempts(), [false, false, false])
+    const { run } = await runs.create(requestOf('a'))
+    assert.deepEqual(await attempts(), [false, false, false])
+    assert.deepEqual(await runs.get('a'), run)
+    await runs.claim({ owner: 'one', now, lease })
+    await runs.finish('a', 'one', { state: 'done', now })
+    assert.deepEqual(await attempts(), [false, false, false])
+    assert.equal((await runs.get('a'))?.state, 'done')
+  },
+
+  'a released run is the next to be claimed': async (assert, { runs }) => {
+    await runs.create(requestOf('a', { created: now - 2 }))
+    await runs.create(requestOf('b', { account: '2', created: now - 1 }))
+    await runs.claim({ owner: 'one', now, lease })
+    await runs.heartbeat('a', 'one', {
+      leaseExpiration: now + lease,
+      progress: 1,
+      now,
+    })
+    assert.equal(await runs.release('a', 'one'), true)
+    const parked = await runs.get('a')
+    assert.equal(parked?.state, 'queued')
+    assert.equal(parked?.owner, undefined)
+    assert.equal(parked?.leaseExpiration, undefined)
+    assert.equal(parked?.progress, 1)
+    const run = await runs.claim({ owner: 'two', now: now + 1, lease })
+    assert.equal(run?.id, 'a')
+    assert.equal(run?.attempts, 2)
+  },
+
+  'a run is done along with its receipt': async (
+    assert,
+    { runs, receipts }
+  ) => {
+    await runs.create(requestOf('a'))
+    await runs.claim({ owner: 'one', now, lease })
+    const outcome = { event: 'bafy', missing: [] }
+    assert.equal(
+      await runs.finish('a', 'one', {
+        state: 'done',
+        outcome,
+        receipt: bytesOf('receipt'),
+        now: now + 5,
+      }),
+      true
+    )
+    const run = await runs.get('a')
+    assert.equal(run?.state, 'done')
+    assert.deepEqual(run?.outcome, outcome)
+    assert.equal(run?.error, undefined)
+    assert.equal(run?.finished, now + 5)
+    assert.equal(run?.updated, now + 5)
+    assert.equal(run?.owner, undefined)
+    assert.deepEqual(await receipts.get('a'), bytesOf('receipt'))
+    assert.equal(
+      await runs.claim({ owner: 'two', now: now * 2, lease }),
+      undefined
+    )
+  },
+
+  'a failed run tells why': async (assert, { runs, receipts }) => {
+    await runs.create(requestOf('a'))
+    await runs.claim({ owner: 'one', now, lease })
+    const error = { name: 'HostError', message: 'no answer\0' }
+    await runs.finish('a', 'one', { state: 'failed', error, now })
+    const run = await runs.get('a')
+    assert.equal(run?.state, 'failed')
+    assert.deepEqual(run?.error, error)
+    assert.equal(await receipts.get('a'), undefined)
+  },
+
+  'a result that cannot be kept leaves the run as it was': async (
+    assert,
+    { runs, receipts }
+  ) => {
+    await runs.create(requestOf('a'))
+    const run = await runs.claim({ owner: 'one', now, lease })
+    // Neither driver takes this for bytes.
+    const receipt = {
+      toPostgres() {
+        throw new TypeError('not bytes')
+      },
+    } as unknown as Uint8Array
+    await assert.rejects(
+      runs.finish('a', 'one', { state: 'done', receipt, now }),
+      { name: 'TypeError' }
+    )
+    assert.deepEqual(await runs.get('a'), run)
+    assert.equal(await receipts.get('a'), undefined)
+  },
+}

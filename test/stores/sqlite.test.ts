@@ -1,0 +1,184 @@
+import assert from 'node:assert/strict'
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  readdir,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import Database from 'better-sqlite3'
+import { openStores } from '../../src/stores/index.ts'
+import { clockStoreContract } from './contract/clock.ts'
+import { bind, bindShared } from './contract/contract.ts'
+import type { TestDatabase } from './contract/contract.ts'
+import { journalStoreContract } from './contract/journal.ts'
+import { processesContract } from './contract/processes.ts'
+import { receiptStoreContract } from './contract/receipts.ts'
+import { runStoreContract } from './contract/runs.ts'
+import { alice, eventOf } from './contract/samples.ts'
+import { sharedStoresContract } from './contract/shared.ts'
+
+interface TestFile extends TestDatabase {
+  folder: string
+  path: string
+}
+
+async function createFile(): Promise<TestFile> {
+  const folder = await mkdtemp(join(tmpdir(), 'stores-'))
+  const path = join(folder, 'data', 'stores.sqlite')
+  return {
+    folder,
+    path,
+    options: { path },
+    [Symbol.asyncDispose]: () => rm(folder, { recursive: true }),
+  }
+}
+
+async function createMemory(): Promise<TestDatabase> {
+  return { options: { path: ':memory:' }, async [Symbol.asyncDispose]() {} }
+}
+
+describe('stores on SQLite', () => {
+  const databases = { 'in a file': createFile, 'in memory': createMemory }
+  for (const [place, createDatabase] of Object.entries(databases)) {
+    describe(place, () => {
+      describe('clock', () => bind(clockStoreContract, createDatabase))
+      describe('runs', () => bind(runStoreContract, createDatabase))
+      describe('receipts', () => bind(receiptStoreContract, createDatabase))
+      describe('journal', () => bind(journalStoreContract, createDatabase))
+    })
+  }
+
+  describe('shared', () => bindShared(sharedStoresContract, createFile))
+  describe('processes', () => bindShared(processesContract, createFile))
+
+  it('can be read by nobody but the user', async () => {
+    await using file = await createFile()
+    await using stores = await openStores(file.options)
+    await stores.clock.advance(alice, [eventOf('a')])
+    const folder = join(file.folder, 'data')
+    assert.equal((await stat(folder)).mode & 0o777, 0o700)
+    const names = await readdir(folder)
+    assert.deepEqual(names.sort(), [
+      'stores.sqlite',
+      'stores.sqlite-shm',
+      'stores.sqlite-wal',
+    ])
+    for (const name of names) {
+      assert.equal((await stat(join(folder, name))).mode & 0o777, 0o600, name)
+    }
+  })
+
+  it('takes a file away from others, and leaves a folder as it is', async () => {
+    await using file = await createFile()
+    await mkdir(join(file.folder, 'data'), { mode: 0o755 })
+    await writeFile(file.path, '', { mode: 0o644 })
+    await chmod(join(file.folder, 'data'), 0o755)
+    await using _stores = await openStores(file.options)
+    assert.equal((await stat(file.path)).mode & 0o777, 0o600)
+    assert.equal((await stat(join(file.folder, 'data'))).mode & 0o777, 0o755)
+  })
+
+  it('keeps a log that is written ahead', async () => {
+    await using file = await createFile()
+    await using _stores = await openStores(file.options)
+    using database = disposable(new Database(file.path))
+    assert.equal(database.pragma('journal_mode', { simple: true }), 'wal')
+  })
+
+  it('refuses a file that is no database', async () => {
+    await using file = await createFile()
+    await mkdir(join(file.folder, 'data'))
+    await writeFile(file.path, 'not a database'.repeat(1_000))
+    await assert.rejects(openStores(file.options), (error: Error) => {
+      assert.equal(error.name, 'StoreUnavailableError')
+      assert.match(error.message, /stores\.sqlite/)
+      assert.ok(error.cause)
+      return true
+    })
+  })
+
+  it('refuses a folder that cannot be', async () => {
+    await using file = await createFile()
+    await writeFile(join(file.folder, 'data'), '')
+    await assert.rejects(openStores(file.options), {
+      name: 'StoreUnavailableError',
+    })
+  })
+
+  it('refuses a database with other tables of these names', async () => {
+    await using file = await createFile()
+    await mkdir(join(file.folder, 'data'))
+    {
+      using database = disposable(new Database(file.path))
+      database.exec('create table receipts (other text)')
+    }
+    await assert.rejects(openStores(file.options), {
+      name: 'StoreUnavailableError',
+      message: /tables/,
+    })
+    using database = disposable(new Database(file.path))
+    const clocks = database
+      .prepare(`select * from sqlite_master where name = 'clocks'`)
+      .all()
+    assert.deepEqual(clocks, [])
+  })
+
+  it('refuses a database that a newer version has migrated', async () => {
+    await using file = await createFile()
+    await (await openStores(file.options))[Symbol.asyncDispose]()
+    {
+      using database = disposable(new Database(file.path))
+      database.exec(
+        `insert into kysely_migration values ('9999-future', '2999-01-01T00:00:00.000Z')`
+      )
+    }
+    await assert.rejects(openStores(file.options), {
+      name: 'NewerSchemaError',
+      message: /9999-future/,
+    })
+  })
+
+  it('waits for a writer without stopping the process', async () => {
+    await using file = await createFile()
+    await using stores = await openStores(file.options)
+    using database = disposable(new Database(file.path))
+    database.exec('begin immediate')
+    const advanced = stores.clock.advance(alice, [eventOf('a')])
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    database.exec('commit')
+    assert.deepEqual(await advanced, ['a'])
+  })
+
+  it('gives up on a writer that does not end', async () => {
+    await using file = await createFile()
+    await using stores = await openStores(file.options)
+    using database = disposable(new Database(file.path))
+    database.exec('begin immediate')
+    await assert.rejects(stores.receipts.put('task', new Uint8Array()), {
+      name: 'StoreUnavailableError',
+      message: /locked/,
+    })
+    database.exec('rollback')
+    await stores.receipts.put('task', new Uint8Array())
+  })
+
+  it('cannot be used after it was disposed', async () => {
+    const stores = await openStores({ path: ':memory:' })
+    await stores.ping()
+    await stores[Symbol.asyncDispose]()
+    await assert.rejects(stores.ping())
+  })
+})
+
+function disposable(
+  database: Database.Database
+): Database.Database & Disposable {
+  return Object.assign(database, {
+    [Symbol.dispose]: () => database.close(),
+  })
+}
