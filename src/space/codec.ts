@@ -15,9 +15,9 @@ export const JSON_CODE = 0x0200
 
 /** How values of one kind become blocks and blocks become values. */
 export interface Codec<T> {
-  encode(value: T): Promise<Block<T>>
-  decode(block: Block): T
-  read(fetcher: BlockFetcher, link: Link.Link<T>): Promise<T>
+  encode: (value: T) => Promise<Block<T>>
+  decode: (block: Block) => T
+  read: (fetcher: BlockFetcher, link: Link.Link<T>) => Promise<T>
 }
 
 /**
@@ -39,7 +39,7 @@ export function createCodec<T>(
       return { cid: await linkTo<T>(dagCbor.code, bytes), bytes }
     },
     decode({ cid, bytes }) {
-      const subject = `${kind} ${cid}`
+      const subject = `${kind} ${cid.toString()}`
       checkLink(cid, dagCbor.code, subject)
       checkSize(bytes, maxSize, subject)
       const value = check(decodeDagCbor(bytes, subject), subject)
@@ -69,7 +69,7 @@ export async function readBlock(
   const block = await fetcher.get(link)
   if (block === undefined) {
     throw new MissingBlockError(
-      `${kind} ${link} could not be read: check that the Space still has it`
+      `${kind} ${link.toString()} could not be read: check that the Space still has it`
     )
   }
   return { cid: link as Link.Link, bytes: block.bytes }
@@ -85,13 +85,15 @@ export async function verifyBlock({ cid, bytes }: Block): Promise<void> {
   const { code, digest } = cid.multihash
   if (code !== sha256.code && code !== identity.code) {
     throw new DecodeError(
-      `Block ${cid} is hashed with 0x${code.toString(16)}: only sha2-256 and identity are accepted`
+      `Block ${cid.toString()} is hashed with 0x${code.toString(16)}: only sha2-256 and identity are accepted`
     )
   }
   const actual =
     code === sha256.code ? (await sha256.digest(bytes)).digest : bytes
   if (!equals(actual, digest)) {
-    throw new DecodeError(`Block ${cid} has other bytes than its CID says`)
+    throw new DecodeError(
+      `Block ${cid.toString()} has other bytes than its CID says`
+    )
   }
 }
 
@@ -117,7 +119,7 @@ export function decodeJSONText(
   { cid, bytes }: Block,
   { maxSize = MAX_BLOCK_SIZE }: { maxSize?: number } = {}
 ): string {
-  const subject = `JSON text ${cid}`
+  const subject = `JSON text ${cid.toString()}`
   checkLink(cid, JSON_CODE, subject)
   checkSize(bytes, maxSize, subject)
   let text
@@ -136,7 +138,7 @@ async function linkTo<T>(
   code: number,
   bytes: Uint8Array
 ): Promise<Link.Link<T>> {
-  return Link.create(code, await sha256.digest(bytes)) as Link.Link<T>
+  return Link.create(code, await sha256.digest(bytes))
 }
 
 function checkLink(cid: Link.Link, code: number, subject: string): void {

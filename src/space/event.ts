@@ -22,7 +22,7 @@ export const MAX_PARENTS = 32
 const CONCURRENCY = 8
 
 const codec = createCodec<Event>('Event', {
-  check: struct({ data: link(dagCbor.code), parents }),
+  check: struct<Event>({ data: link(dagCbor.code), parents }),
   maxSize: MAX_EVENT_SIZE,
 })
 

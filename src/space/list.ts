@@ -54,7 +54,7 @@ export async function* listBackups(
     gte: prunedBefore,
     reverse,
   })) {
-    const path = `Backups ${backups}`
+    const path = `Backups ${backups.toString()}`
     const timestamp = checkTimestamp(key, `${path} key`)
     if (isTombstone(value)) continue
     yield { timestamp, backup: checkBackup(value, `${path}[${timestamp}]`) }

@@ -83,7 +83,7 @@ function readerOf(fetcher: BlockFetcher, state: Link<State>): Read {
       return await readPart(fetcher, link)
     } catch (cause) {
       throw new UnreadableStateError(
-        `State ${state} cannot be merged: ${(cause as Error).message}`,
+        `State ${state.toString()} cannot be merged: ${(cause as Error).message}`,
         { cause }
       )
     }

@@ -112,7 +112,7 @@ export function decodeShard(
   block: Block,
   { prefix, minimum }: Omit<ShardPosition, 'link'>
 ): Shard {
-  const subject = `Pail shard ${block.cid}`
+  const subject = `Pail shard ${block.cid.toString()}`
   const shard = codec.decode(block)
   if (shard.prefix !== prefix) {
     throw new DecodeError(`${subject} has another prefix than its place says`)
