@@ -1,0 +1,43 @@
+import * as dagCbor from '@ipld/dag-cbor'
+import { JSON_CODE, createCodec } from './codec.ts'
+import type { Backup, BackupIdentity } from './interface.ts'
+import {
+  did,
+  link,
+  oneOf,
+  optional,
+  pattern,
+  struct,
+  versioned,
+} from './schema.ts'
+
+/** @see https://atproto.com/specs/tid */
+const TID_SYNTAX = /^[2-7a-j][2-7a-z]{12}$/
+
+const codec = createCodec<Backup>('Backup', {
+  check: versioned({
+    account: did,
+    rev: pattern(TID_SYNTAX, 'a TID'),
+    repo: link(dagCbor.code),
+    blobs: link(dagCbor.code),
+    missing: optional(link(dagCbor.code)),
+    identity: struct<BackupIdentity>({
+      document: link(JSON_CODE),
+      log: optional(link(JSON_CODE)),
+    }),
+    signature: oneOf(['current', 'previous']),
+    index: link(dagCbor.code),
+  }),
+})
+
+/** @throws {@link DecodeError} */
+export const encodeBackup = codec.encode
+
+/** @throws {@link DecodeError} {@link UnknownVersionError} {@link TooLargeError} */
+export const decodeBackup = codec.decode
+
+/**
+ * @throws {@link MissingBlockError} {@link DecodeError}
+ *   {@link UnknownVersionError} {@link TooLargeError}
+ */
+export const readBackup = codec.read

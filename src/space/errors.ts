@@ -1,0 +1,54 @@
+/**
+ * What can go wrong with the state in the Space. Each message names the block
+ * and what is wrong with it.
+ *
+ * @packageDocumentation
+ */
+
+/**
+ * A block, or a value that was to become one, is not what the schema says.
+ * Nothing that would not decode is ever encoded.
+ */
+export class DecodeError extends Error {
+  override readonly name: string = 'DecodeError'
+}
+
+/** The block was written by a newer version of the format. */
+export class UnknownVersionError extends DecodeError {
+  override readonly name = 'UnknownVersionError'
+}
+
+/** A block, or a list or map in it, is larger than the format allows. */
+export class TooLargeError extends DecodeError {
+  override readonly name = 'TooLargeError'
+}
+
+/** A block that is linked to could not be read. */
+export class MissingBlockError extends Error {
+  override readonly name = 'MissingBlockError'
+}
+
+/** One of the states to merge could not be read; `cause` says why. */
+export class UnreadableStateError extends Error {
+  override readonly name = 'UnreadableStateError'
+}
+
+/** The state has no such account. */
+export class AccountNotFoundError extends Error {
+  override readonly name = 'AccountNotFoundError'
+}
+
+/** The account has no backup of that time. */
+export class BackupNotFoundError extends Error {
+  override readonly name = 'BackupNotFoundError'
+}
+
+/** The backup is from before the time up to which the account was pruned. */
+export class PrunedError extends Error {
+  override readonly name = 'PrunedError'
+}
+
+/** The backup of that time was removed, which is for ever. */
+export class RemovedError extends Error {
+  override readonly name = 'RemovedError'
+}

@@ -1,0 +1,82 @@
+import * as dagCbor from '@ipld/dag-cbor'
+import { readAccount } from './account.ts'
+import type { Backup, BlockFetcher, DID, Link, State } from './interface.ts'
+import { entries } from './pail.ts'
+import { link, timestamp as checkTimestamp } from './schema.ts'
+import { readState } from './state.ts'
+import { isTombstone } from './tombstone.ts'
+
+/** A backup, and when the account was read for it. */
+export interface ListedBackup {
+  /** UTC with milliseconds. */
+  timestamp: string
+  backup: Link<Backup>
+}
+
+/**
+ * Accounts of a state, sorted.
+ *
+ * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
+ */
+export async function accounts(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined
+): Promise<DID[]> {
+  if (state === undefined) return []
+  return (Object.keys(await readState(fetcher, state)) as DID[]).sort()
+}
+
+/**
+ * Lists the backups of an account by time, without those that were removed;
+ * nothing for an account that the state does not have. Reads as far as the
+ * list is read.
+ *
+ * @param options.reverse - the latest first
+ * @param options.limit - number of backups at most
+ * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
+ */
+export async function* listBackups(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  account: DID,
+  {
+    reverse = false,
+    limit = Infinity,
+  }: { reverse?: boolean; limit?: number } = {}
+): AsyncGenerator<ListedBackup> {
+  if (state === undefined || limit <= 0) return
+  const accountLink = (await readState(fetcher, state))[account]
+  if (accountLink === undefined) return
+  const { backups, prunedBefore } = await readAccount(fetcher, accountLink)
+  const checkBackup = link<Backup>(dagCbor.code)
+  let count = 0
+  for await (const [key, value] of entries(fetcher, backups, {
+    gte: prunedBefore,
+    reverse,
+  })) {
+    const path = `Backups ${backups.toString()}`
+    const timestamp = checkTimestamp(key, `${path} key`)
+    if (isTombstone(value)) continue
+    yield { timestamp, backup: checkBackup(value, `${path}[${timestamp}]`) }
+    if (++count >= limit) return
+  }
+}
+
+/**
+ * The latest backup of an account. Reads one path of the Pail, from its right
+ * edge: about ten shards, and more only if the latest backups were removed.
+ *
+ * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
+ */
+export async function latestBackup(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  account: DID
+): Promise<ListedBackup | undefined> {
+  const latest = listBackups(fetcher, state, account, {
+    reverse: true,
+    limit: 1,
+  })
+  for await (const backup of latest) return backup
+  return undefined
+}
