@@ -185,7 +185,7 @@ export class BackupReader {
 
   async #json(link: UnknownLink): Promise<string> {
     return decodeJSONText(
-      { cid: link, bytes: await this.block(link) },
+      { cid: link as Link, bytes: await this.block(link) },
       { maxSize: MAX_JSON_SIZE }
     )
   }

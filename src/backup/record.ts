@@ -76,8 +76,7 @@ export async function recordBackup(
   const { block, value, additions } = await createBackup(found)
   overlay.put(additions)
 
-  const head = await clock.head({ signal })
-  const base = await mergeHeads(overlay, head)
+  const base = await mergeHeads(overlay, await clock.head({ signal }))
   overlay.put(base.additions)
   const timestamp = new Date(
     Math.max(time.now(), found.notBefore)
@@ -87,7 +86,7 @@ export async function recordBackup(
     timestamp,
     backup: block.cid,
   })
-  const event = await createEvent(added.root, head)
+  const event = await createEvent(added.root, base.heads)
   const metadata = [...additions, ...base.additions, ...added.additions, event]
   overlay.put(metadata)
   await put(context, found, block.cid, metadata, found.shards)
@@ -118,7 +117,7 @@ async function mergeInto(
   const merged = await mergeHeads(overlay, heads)
   if (!merged.state)
     throw new ClockError('the heads of the clock have no state')
-  const event = await createEvent(merged.state, heads)
+  const event = await createEvent(merged.state, merged.heads)
   const metadata = [...merged.additions, event]
   overlay.put(metadata)
   await put(context, found, root, metadata, [])

@@ -98,7 +98,7 @@ function parentsFirst(events: Map<string, ClockEvent>): ClockEvent[] {
     const open =
       event && !ordered.has(cid)
         ? event.parents.filter(
-            (parent) => events.has(parent) && !ordered.has(parent)
+            (parent: string) => events.has(parent) && !ordered.has(parent)
           )
         : []
     if (open.length > 0) {

@@ -13,16 +13,12 @@ const directoryUrl = httpUrl.transform((url) =>
   url.pathname.endsWith('/') ? url : new URL(`${url.href}/`)
 )
 
-const list = <T extends z.ZodType>(item: T) =>
-  z
-    .string()
-    .transform((text) =>
-      text
-        .split(/[,\s]+/)
-        .map((part) => part.trim())
-        .filter((part) => part !== '')
-    )
-    .pipe(z.array(item))
+const list = z.string().transform((text) =>
+  text
+    .split(/[,\s]+/)
+    .map((part) => part.trim())
+    .filter((part) => part !== '')
+)
 
 const integer = (minimum: number, maximum: number) =>
   z
@@ -107,8 +103,8 @@ export const SETTINGS = {
     'where the upload service answers receipts'
   ),
   gatewayUrls: setting(
-    list(directoryUrl)
-      .pipe(z.array(z.instanceof(URL)).min(1, 'must name at least one gateway'))
+    list
+      .pipe(z.array(directoryUrl).min(1, 'must name at least one gateway'))
       .default([new URL('https://w3s.link/')]),
     'URLS',
     'trustless gateways to read Spaces through, in the order to try them'
@@ -124,7 +120,7 @@ export const SETTINGS = {
     "host to ask for handles instead of DNS and the handle's own host"
   ),
   trustedAuthorities: setting(
-    list(authority).default([]),
+    list.pipe(z.array(authority)).default([]),
     'LIST',
     'did:web:…=did:key:… of upload services whose logins by email are accepted'
   ),

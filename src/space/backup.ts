@@ -4,12 +4,16 @@ import type { Backup, BackupIdentity } from './interface.ts'
 import {
   did,
   link,
+  list,
   oneOf,
   optional,
   pattern,
   struct,
   versioned,
 } from './schema.ts'
+
+/** More than the kinds of parts there are, for those to come. */
+const MAX_PARTS = 64
 
 /** @see https://atproto.com/specs/tid */
 const TID_SYNTAX = /^[2-7a-j][2-7a-z]{12}$/
@@ -26,6 +30,7 @@ const codec = createCodec<Backup>('Backup', {
       log: optional(link(JSON_CODE)),
     }),
     signature: oneOf(['current', 'previous']),
+    parts: list(oneOf(['blobs']), MAX_PARTS),
     index: link(dagCbor.code),
   }),
 })
