@@ -1,7 +1,8 @@
 import { once } from 'node:events'
 import { createServer } from 'node:http'
-import type { RequestListener } from 'node:http'
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { RequestError } from './http.ts'
 
 /** Address everything in the local network listens on. */
 export const LOOPBACK = '127.0.0.1'
@@ -13,12 +14,20 @@ export const LOOPBACK = '127.0.0.1'
  */
 const KEEP_ALIVE = 300_000
 
+export type Handler = (
+  request: IncomingMessage,
+  response: ServerResponse
+) => void | Promise<void>
+
 export interface LoopbackServer extends AsyncDisposable {
   port: number
   /** Where it listens, without a slash at the end. */
-  url: string
-  /** Starts to answer requests; until then they wait. */
-  serve(listener: RequestListener): void
+  url: `http://${string}`
+  /**
+   * Starts to answer requests. What the handler throws becomes an answer, or
+   * breaks the connection if the answer has begun.
+   */
+  serve(handler: Handler): void
 }
 
 /**
@@ -35,8 +44,14 @@ export async function openLoopbackServer(port = 0): Promise<LoopbackServer> {
   return {
     port: address.port,
     url: `http://${LOOPBACK}:${address.port}`,
-    serve: (listener) => {
-      server.on('request', listener)
+    serve: (handler) => {
+      server.on('request', (request, response) => {
+        new Promise((resolve) => {
+          resolve(handler(request, response))
+        }).catch((error: unknown) => {
+          sendError(request, response, error)
+        })
+      })
     },
     [Symbol.asyncDispose]: async () => {
       const closed = once(server, 'close')
@@ -45,6 +60,22 @@ export async function openLoopbackServer(port = 0): Promise<LoopbackServer> {
       await closed
     },
   }
+}
+
+function sendError(
+  request: IncomingMessage,
+  response: ServerResponse,
+  error: unknown
+): void {
+  if (response.headersSent) {
+    response.destroy()
+    return
+  }
+  const status = error instanceof RequestError ? error.status : 500
+  response.writeHead(status, { 'content-type': 'text/plain' })
+  response.end(String(error))
+  // A client that is still sending gets to read the answer.
+  request.resume()
 }
 
 /** A port that nothing listens on. */

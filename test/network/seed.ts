@@ -87,10 +87,13 @@ export async function seedAccount(
  *
  * @param size in bytes
  */
-export function createBytes(size: number, salt: string): Uint8Array {
+export function createBytes(
+  size: number,
+  salt: string
+): Uint8Array<ArrayBuffer> {
   const key = createHash('sha256').update(salt).digest()
   const cipher = createCipheriv('aes-256-ctr', key, Buffer.alloc(16))
-  return cipher.update(Buffer.alloc(size))
+  return new Uint8Array(cipher.update(Buffer.alloc(size)))
 }
 
 async function uploadBlobs(
