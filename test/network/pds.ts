@@ -1,0 +1,168 @@
+import { randomBytes } from 'node:crypto'
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { once } from 'node:events'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { AtpAgent } from '@atproto/api'
+import { Secp256k1Keypair } from '@atproto/crypto'
+import { PDS } from '@atproto/pds'
+import type { ServerEnvironment } from '@atproto/pds'
+import { Database, PlcServer } from '@did-plc/server'
+import {
+  findFreePort,
+  LOOPBACK,
+  openLoopbackServer,
+} from './loopback-server.ts'
+
+/** Largest blob an account may upload, in bytes. */
+const BLOB_UPLOAD_LIMIT = 1024 ** 3
+
+/** Where nothing listens: the PDS has no app view and no moderation service. */
+const NOWHERE = `http://${LOOPBACK}:9`
+
+export interface Plc extends AsyncDisposable {
+  url: string
+}
+
+export interface PlcOptions {
+  /** A free port if left out. */
+  port?: number
+}
+
+export interface Pds extends AsyncDisposable {
+  url: string
+  /** Creates an account and logs in to it. */
+  createAccount(options: CreateAccountOptions): Promise<Account>
+  /** Takes an account down, or puts it back if `applied` is false. */
+  takedownAccount(did: string, applied?: boolean): Promise<void>
+  /** Takes a blob of an account down, or puts it back. */
+  takedownBlob(did: string, cid: string, applied?: boolean): Promise<void>
+}
+
+export interface PdsOptions {
+  plcUrl: string
+  /** A free port if left out. */
+  port?: number
+  /** Settings of the PDS to use instead of those chosen here. */
+  settings?: ServerEnvironment
+}
+
+export interface CreateAccountOptions {
+  /** Ends in `.test`. */
+  handle: string
+  password?: string
+  email?: string
+}
+
+export interface Account {
+  did: string
+  handle: string
+  password: string
+  /** Logged in by password. */
+  agent: AtpAgent
+}
+
+/** Starts a PLC directory that keeps its log in memory. */
+export async function startPlc({ port }: PlcOptions = {}): Promise<Plc> {
+  const plc = PlcServer.create({ db: Database.mock() })
+  const server = await openLoopbackServer(port)
+  server.serve(plc.app)
+  return {
+    url: server.url,
+    [Symbol.asyncDispose]: async () => {
+      await server[Symbol.asyncDispose]()
+      await plc.destroy()
+    },
+  }
+}
+
+/**
+ * Starts a PDS with its files in a folder of its own, removed when it is
+ * closed. It has no rate limits, sends no mail and tells no relay about itself.
+ */
+export async function startPds({
+  plcUrl,
+  port,
+  settings,
+}: PdsOptions): Promise<Pds> {
+  await using resources = new AsyncDisposableStack()
+  const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-pds-'))
+  resources.defer(() => rm(folder, { recursive: true, force: true }))
+
+  const blobs = join(folder, 'blobs')
+  await mkdir(blobs)
+  const rotationKey = await Secp256k1Keypair.create({ exportable: true })
+  const recoveryKey = await Secp256k1Keypair.create()
+  const adminPassword = randomBytes(16).toString('hex')
+  // The PDS puts its own address into its identity, so it has to be known
+  // before it listens.
+  const actualPort = port ?? (await findFreePort())
+  const pds = await PDS.fromEnv({
+    port: actualPort,
+    // The only name for which a PDS calls itself by http.
+    hostname: 'localhost',
+    devMode: true,
+    dataDirectory: folder,
+    blobstoreDiskLocation: blobs,
+    blobUploadLimit: BLOB_UPLOAD_LIMIT,
+    didPlcUrl: plcUrl,
+    serviceHandleDomains: ['.test'],
+    inviteRequired: false,
+    disableSsrfProtection: true,
+    // OAuth scopes name the audience, so it has the name of the real one.
+    bskyAppViewDid: 'did:web:api.bsky.app',
+    bskyAppViewUrl: NOWHERE,
+    adminPassword,
+    jwtSecret: randomBytes(32).toString('hex'),
+    dpopSecret: randomBytes(32).toString('hex'),
+    recoveryDidKey: recoveryKey.did(),
+    plcRotationKeyK256PrivateKeyHex: Buffer.from(
+      await rotationKey.export()
+    ).toString('hex'),
+    ...settings,
+  })
+  resources.defer(() => pds.destroy())
+
+  await pds.ctx.sequencer.start()
+  const server = pds.app.listen(actualPort, LOOPBACK)
+  await once(server, 'listening')
+  resources.defer(async () => {
+    const closed = once(server, 'close')
+    server.close()
+    server.closeAllConnections()
+    await closed
+  })
+
+  const url = `http://localhost:${actualPort}`
+  const admin = new AtpAgent({ service: url })
+  admin.setHeader(
+    'authorization',
+    `Basic ${Buffer.from(`admin:${adminPassword}`).toString('base64')}`
+  )
+  const owned = resources.move()
+  return {
+    url,
+    createAccount: async ({
+      handle,
+      password = 'correct horse',
+      email = `${handle}@example.com`,
+    }) => {
+      const agent = new AtpAgent({ service: url })
+      const { data } = await agent.createAccount({ handle, password, email })
+      return { did: data.did, handle, password, agent }
+    },
+    takedownAccount: async (did, applied = true) => {
+      await admin.com.atproto.admin.updateSubjectStatus({
+        subject: { $type: 'com.atproto.admin.defs#repoRef', did },
+        takedown: { applied },
+      })
+    },
+    takedownBlob: async (did, cid, applied = true) => {
+      await admin.com.atproto.admin.updateSubjectStatus({
+        subject: { $type: 'com.atproto.admin.defs#repoBlobRef', did, cid },
+        takedown: { applied },
+      })
+    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
