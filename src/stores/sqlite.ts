@@ -1,4 +1,4 @@
-import { chmod, mkdir, open } from 'node:fs/promises'
+import { chmodSync, closeSync, mkdirSync, openSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Database from 'better-sqlite3'
@@ -48,7 +48,7 @@ export async function openSqlite(path: string): Promise<Kysely<Tables>> {
 
 async function openFile(path: string): Promise<Database.Database> {
   try {
-    if (path !== ':memory:') await createPrivateFile(path)
+    if (path !== ':memory:') createPrivateFile(path)
     // No busy timeout: SQLite's own wait stops the whole process, even when
     // what it waits for is a transaction of the same process.
     const database = new Database(path, { timeout: 0 })
@@ -70,11 +70,16 @@ async function openFile(path: string): Promise<Database.Database> {
 }
 
 /** SQLite gives the files it puts beside the database the same mode. */
-async function createPrivateFile(path: string): Promise<void> {
-  await mkdir(dirname(path), { recursive: true, mode: 0o700 })
-  const file = await open(path, 'a', 0o600)
-  await file.close()
-  await chmod(path, 0o600)
+function createPrivateFile(path: string): void {
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
+  try {
+    // Closing a file takes away all locks that the process has on it. So one
+    // that is there is not opened, and one that is made is closed at once.
+    closeSync(openSync(path, 'wx', 0o600))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+    chmodSync(path, 0o600)
+  }
 }
 
 /**

@@ -1,3 +1,5 @@
+import type { RunState } from './interface.ts'
+
 /** Rows as both databases hold them; see `migrations.ts`. */
 export interface Tables {
   clocks: { space: string }
@@ -22,7 +24,7 @@ export interface RunRow {
   agent: string
   include: string
   authority: Uint8Array
-  state: 'queued' | 'running' | 'done' | 'failed'
+  state: RunState
   progress: string | null
   outcome: string | null
   error: string | null

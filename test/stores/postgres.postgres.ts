@@ -1,8 +1,5 @@
 import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
-import { createServer } from 'node:net'
-import type { AddressInfo } from 'node:net'
-import { inspect } from 'node:util'
 import pg from 'pg'
 import { openStores } from '../../src/stores/index.ts'
 import { clockStoreContract } from './contract/clock.ts'
@@ -12,7 +9,7 @@ import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
 import { runStoreContract } from './contract/runs.ts'
-import { alice, eventOf } from './contract/samples.ts'
+import { alice, eventOf, requestOf } from './contract/samples.ts'
 import { sharedStoresContract } from './contract/shared.ts'
 
 const serverUrl = process.env.TEST_DATABASE_URL
@@ -100,62 +97,41 @@ describe('stores on PostgreSQL', () => {
     assert.deepEqual(await stores.clock.head(alice), ['a'])
   })
 
+  it('claims a run that nobody else is about to claim', async () => {
+    await using schema = await createSchema()
+    await using stores = await openStores(schema.options)
+    await stores.runs.create(requestOf('a', { account: '1', created: 1 }))
+    await stores.runs.create(requestOf('b', { account: '2', created: 2 }))
+    await schema.query(`begin; select * from runs where id = 'a' for update`)
+    const claim = { owner: 'one', now: 3, lease: 1_000 }
+    assert.equal((await stores.runs.claim(claim))?.id, 'b')
+    assert.equal(await stores.runs.claim(claim), undefined)
+    await schema.query('rollback')
+    assert.equal((await stores.runs.claim(claim))?.id, 'a')
+  })
+
   it('finds the runs to claim by an index', async () => {
     await using schema = await createSchema()
     await using stores = await openStores(schema.options)
-    await stores.ping()
     await schema.query(`
       insert into runs (id, space, account, agent, include, authority, state, created, updated, attempts)
-      select 'run-' || n, 'space', 'account-' || n, 'agent', '[]', '', case when n % 1000 = 0 then 'queued' else 'done' end, n, n, 0
+      select 'run-' || n, 'space', 'account-' || n, 'agent', '[]', '',
+        case when n % 1000 = 0 then 'queued' else 'done' end, n, n, 0
       from generate_series(1, 50000) n`)
     await schema.query('analyze runs')
-    const before = await readScans(schema)
     const run = await stores.runs.claim({ owner: 'one', now: 1, lease: 1 })
     assert.equal(run?.id, 'run-1000')
+    // A connection hands its statistics over some time after its end.
     await stores[Symbol.asyncDispose]()
-    const after = await readScans(schema)
-    assert.ok(after.runs_to_claim! > before.runs_to_claim!)
-  })
-
-  it('tells the password in no error', async () => {
-    const server = createServer((socket) => socket.destroy()).listen(
-      0,
-      '127.0.0.1'
-    )
-    await new Promise((resolve) => server.once('listening', resolve))
-    const open = (server.address() as AddressInfo).port
-    const bad = [
-      `postgres://alice:123s3cret@127.0.0.1:1/db`,
-      `postgres://alice:123s3cret@127.0.0.1:${open}/db`,
-      `postgres://127.0.0.1:1/db?password=123s3cret`,
-      `postgres://alice:123#s3cret@127.0.0.1/db`,
-      `postgres://alice:123/s3cret@127.0.0.1/db`,
-      `postgres://alice:123?s3cret@127.0.0.1/db`,
-      `postgres://alice:12%zs3cret@127.0.0.1:1/db`,
-      `mysql://alice:123s3cret@127.0.0.1/db`,
-      'host=127.0.0.1 password=123s3cret',
-    ]
-    for (const databaseUrl of bad) {
-      await assert.rejects(openStores({ databaseUrl }), (error: Error) => {
-        assert.equal(error.name, 'StoreUnavailableError')
-        const text = inspect(error, { depth: 9, showHidden: true })
-        assert.doesNotMatch(text, /123|s3cret/)
-        return true
-      })
+    let scans = 0
+    for (let tries = 0; scans === 0 && tries < 100; tries += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 50))
+      const { rows } = await schema.query(
+        `select idx_scan from pg_stat_user_indexes
+        where schemaname = current_schema() and indexrelname = 'runs_to_claim'`
+      )
+      scans = Number(rows[0].idx_scan)
     }
-    server.close()
+    assert.equal(scans, 1)
   })
 })
-
-async function readScans(schema: TestSchema): Promise<Record<string, number>> {
-  await schema.query('select pg_stat_clear_snapshot()')
-  const { rows } = await schema.query(
-    `select indexrelname as name, idx_scan::integer as scans from pg_stat_user_indexes where schemaname = current_schema()`
-  )
-  return Object.fromEntries(
-    rows.map(({ name, scans }: { name: string; scans: number }) => [
-      name,
-      scans,
-    ])
-  )
-}

@@ -4,6 +4,7 @@ import {
   mkdir,
   mkdtemp,
   readdir,
+  readFile,
   rm,
   stat,
   writeFile,
@@ -11,7 +12,10 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Database from 'better-sqlite3'
+import { sql } from 'kysely'
+import { createClockStore } from '../../src/stores/clock.ts'
 import { openStores } from '../../src/stores/index.ts'
+import { openSqlite } from '../../src/stores/sqlite.ts'
 import { clockStoreContract } from './contract/clock.ts'
 import { bind, bindShared } from './contract/contract.ts'
 import type { TestDatabase } from './contract/contract.ts'
@@ -83,11 +87,60 @@ describe('stores on SQLite', () => {
     assert.equal((await stat(join(file.folder, 'data'))).mode & 0o777, 0o755)
   })
 
-  it('keeps a log that is written ahead', async () => {
+  it('has every commit on the disk before it answers', async () => {
     await using file = await createFile()
-    await using _stores = await openStores(file.options)
+    await using db = await openSqlite(file.path)
+    const journal = await sql`pragma journal_mode`.execute(db)
+    assert.deepEqual(journal.rows, [{ journal_mode: 'wal' }])
+    const full = 2
+    const synchronous = await sql`pragma synchronous`.execute(db)
+    assert.deepEqual(synchronous.rows, [{ synchronous: full }])
+  })
+
+  it('locks out other writers as soon as a transaction begins', async () => {
+    await using file = await createFile()
+    await using db = await openSqlite(file.path)
+    using database = disposable(new Database(file.path, { timeout: 0 }))
+    await db.transaction().execute(async () => {
+      assert.throws(() => database.exec('begin immediate'), {
+        code: 'SQLITE_BUSY',
+      })
+    })
+    database.exec('begin immediate')
+  })
+
+  it('leaves out row locks and nothing else', async () => {
+    await using db = await openSqlite(':memory:')
+    await createClockStore(db).advance(alice, [eventOf('a'), eventOf('b')])
+    const spaces = db.selectFrom('heads').select('space').distinct()
+    const rows = []
+    for await (const row of spaces.forUpdate().skipLocked().stream()) {
+      rows.push(row)
+    }
+    assert.deepEqual(rows, [{ space: alice }])
+  })
+
+  it('keeps the locks of the process when it opens a file again', async function () {
+    if (process.platform !== 'linux') this.skip()
+    await using file = await createFile()
+    await using first = await openStores(file.options)
+    await first.ping()
+    const before = await readLocks(file.path)
+    assert.ok(before.length > 0)
+    await using _second = await openStores(file.options)
+    assert.deepEqual(await readLocks(file.path), before)
+  })
+
+  it('waits for a writer to open the file', async () => {
+    await using file = await createFile()
+    await mkdir(join(file.folder, 'data'))
     using database = disposable(new Database(file.path))
-    assert.equal(database.pragma('journal_mode', { simple: true }), 'wal')
+    database.exec('begin exclusive; create table other (one text)')
+    const opening = openStores(file.options)
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    database.exec('commit')
+    await using stores = await opening
+    await stores.ping()
   })
 
   it('refuses a file that is no database', async () => {
@@ -174,6 +227,15 @@ describe('stores on SQLite', () => {
     await assert.rejects(stores.ping())
   })
 })
+
+async function readLocks(path: string): Promise<string[]> {
+  const { ino } = await stat(path)
+  const locks = await readFile('/proc/locks', 'utf8')
+  return locks
+    .split('\n')
+    .filter((lock) => lock.includes(`:${ino} `))
+    .map((lock) => lock.replace(/^\d+: /, ''))
+}
 
 function disposable(
   database: Database.Database

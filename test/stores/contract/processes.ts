@@ -34,6 +34,22 @@ export const processesContract: SharedContract = {
     ])
   },
 
+  'another process that ends takes nothing away': async (
+    assert,
+    open,
+    options
+  ) => {
+    const one = await open()
+    await one.clock.advance(alice, [eventOf('a')])
+    const two = await open()
+    await startAdvancing(options, 'b', 1).output
+    await one.clock.advance(alice, [eventOf('c')])
+    const head = ['a', 'b-0', 'c']
+    assert.deepEqual(await two.clock.head(alice), head)
+    const three = await open()
+    assert.deepEqual(await three.clock.head(alice), head)
+  },
+
   'a killed process has lost nothing that was acknowledged': async (
     assert,
     open,
