@@ -196,18 +196,19 @@ export function flagOf(name: SettingName): string {
 }
 
 /**
- * Reads the configuration from flags and, where they say nothing, from the
+ * Reads some of the settings from flags and, where they say nothing, from the
  * environment.
  *
  * @throws {@link ConfigError} with a line for each value that cannot be used
  */
-export function readConfig(
+export function readSettings<Name extends SettingName>(
+  names: readonly Name[],
   flags: Partial<Record<SettingName, string>>,
   environment: Record<string, string | undefined>
-): ServiceConfig {
+): Pick<Parsed, Name> {
   const problems: string[] = []
   const parsed: Record<string, unknown> = {}
-  for (const name of Object.keys(SETTINGS) as SettingName[]) {
+  for (const name of names) {
     const variable = environment[variableOf(name)]
     const given =
       flags[name] ??
@@ -225,7 +226,23 @@ export function readConfig(
     }
   }
   if (problems.length > 0) throw new ConfigError(problems)
-  const config = parsed as Parsed
+  return parsed as Pick<Parsed, Name>
+}
+
+/**
+ * Reads the configuration of a service from flags and the environment.
+ *
+ * @throws {@link ConfigError} with a line for each value that cannot be used
+ */
+export function readConfig(
+  flags: Partial<Record<SettingName, string>>,
+  environment: Record<string, string | undefined>
+): ServiceConfig {
+  const config = readSettings(
+    Object.keys(SETTINGS) as SettingName[],
+    flags,
+    environment
+  )
   return {
     ...config,
     keyFile: config.keyFile ?? join(config.dataFolder, 'service.key'),

@@ -1,0 +1,58 @@
+import { resolve } from 'node:path'
+import type { Command } from 'commander'
+import { readConfig, SETTINGS, type SettingName } from '../../service/config.ts'
+import { createLogger } from '../../service/logger.ts'
+import { addCommonOptions, type CommandContext } from '../command.ts'
+import { formatFields } from '../format.ts'
+import { printLine } from '../io.ts'
+import { addSettings, settingFlags, type Flags } from '../options.ts'
+
+/** `serve`: runs the service until it is told to stop. */
+export function createServeCommand(
+  program: Command,
+  { io }: CommandContext
+): void {
+  const command = program
+    .command('serve')
+    .description('run a backup service, until SIGTERM or Ctrl-C')
+    .optionsGroup('Service:')
+  addSettings(command, Object.keys(SETTINGS) as SettingName[])
+  addCommonOptions(
+    command,
+    'bluesky-backups serve --public-url https://backups.example --data-folder /var/lib/bluesky-backups'
+  )
+  command.action(async () => {
+    const flags = command.opts<Flags>()
+    const config = readConfig(settingFlags(flags), io.env)
+    const { startService } = await import('../../service/start.ts')
+    await using service = await startService(config, {
+      logger: createLogger(config.logLevel, {
+        write: (line) => void io.stdout.write(line),
+      }),
+    })
+    const { url, did, agent, keyCreated } = service
+    if (flags['json']) {
+      printLine(io.stdout, JSON.stringify({ url: url.href, did, agent }))
+    } else {
+      printLine(
+        io.stderr,
+        formatFields([
+          ['URL', url.href],
+          ['service', did],
+          ['agent', agent],
+          ['data', resolve(config.dataFolder)],
+          ['key', `${config.keyFile}${keyCreated ? ' (made just now)' : ''}`],
+        ])
+      )
+    }
+    await interrupted(io.signal)
+  })
+}
+
+/** Resolves when the user wants the command to end. */
+export function interrupted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve()
+    else signal.addEventListener('abort', () => resolve(), { once: true })
+  })
+}

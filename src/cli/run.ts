@@ -1,0 +1,200 @@
+import { delegate, DID } from '@ucanto/core'
+import type { Link } from '@ucanto/interface'
+import { createAccountReader } from '../atproto/index.ts'
+import {
+  DEFAULT_LIMITS,
+  runBackup,
+  type Outcome,
+  type Progress,
+} from '../backup/index.ts'
+import { BACKUP_ABILITIES } from '../capabilities/index.ts'
+import type { Backup as Protocol } from '../capabilities/index.ts'
+import { Backup } from '../client/index.ts'
+import {
+  createFileSpool,
+  createNativeSha256,
+  systemTime,
+} from '../node/index.ts'
+import { readSettings } from '../service/config.ts'
+import { connectUploadService, createSpaceWriter } from '../storacha/index.ts'
+import { proofsFor } from './authority.ts'
+import { ServiceError } from './errors.ts'
+import type { Io } from './io.ts'
+import { createJournal } from './journal.ts'
+import { LIMIT_SETTINGS, settingFlags, type Flags } from './options.ts'
+import { askService } from './service.ts'
+import type { FoundService, Session } from './session.ts'
+
+/** What a service may do for one run is over after so many seconds. */
+const RUN_LIFETIME = 24 * 60 * 60
+
+/** How a run at a service is followed. Milliseconds. */
+const FOLLOW_POLICY = {
+  minDelay: 250,
+  maxDelay: 2000,
+  /** Answers in a row that may fail before the run is not followed any more. */
+  failures: 5,
+}
+
+export interface RunOptions {
+  io: Io
+  flags: Flags
+  /** DID or handle. */
+  account: string
+}
+
+/** Backs an account up in this process, by the agent's own power. */
+export async function runHere(
+  session: Session,
+  {
+    io,
+    flags,
+    account,
+    onProgress,
+  }: RunOptions & { onProgress: (progress: Readonly<Progress>) => void }
+): Promise<Outcome> {
+  const { config, client } = session
+  const limits = readSettings(LIMIT_SETTINGS, settingFlags(flags), io.env)
+  const space = session.space()
+  const { journal } = await session.stores()
+  const service = connectUploadService(
+    {
+      url: config.uploadServiceUrl,
+      did: config.uploadServiceDid,
+      receiptsUrl: config.receiptsUrl,
+    },
+    { signal: io.signal }
+  )
+  return runBackup(
+    {
+      identities: session.identities,
+      accounts: createAccountReader({ fetch: session.fetch }),
+      writer: createSpaceWriter(
+        service,
+        {
+          issuer: client.agent.issuer,
+          space,
+          proofs: proofsFor(client, space, BACKUP_ABILITIES),
+        },
+        { sha256: createNativeSha256 }
+      ),
+      reader: session.reader,
+      clock: await session.clock(),
+      journal: (account) => createJournal(journal, space, account),
+      createSpool: () => createFileSpool(),
+      createSha256: createNativeSha256,
+      time: systemTime,
+      limits: { ...DEFAULT_LIMITS, ...limits },
+      onWarning: (message) => session.warn(message),
+    },
+    { account, signal: io.signal, onProgress }
+  )
+}
+
+/**
+ * Asks the service to back an account up, and lets it act in the Space as long
+ * as one run may take.
+ *
+ * @returns the run
+ */
+export async function startRun(
+  session: Session,
+  { io, account }: RunOptions
+): Promise<Link> {
+  const { client } = session
+  const space = session.space()
+  // So that the backup goes on where the agent's own clock stands.
+  await session.clock()
+  const { info, connection } = await session.service()
+  const did = account.startsWith('did:')
+    ? account
+    : (await session.identities.resolve(account, { signal: io.signal })).did
+  const delegation = await delegate({
+    issuer: client.agent.issuer,
+    audience: DID.parse(info.agent),
+    capabilities: BACKUP_ABILITIES.map((can) => ({
+      can,
+      with: space,
+    })) as never,
+    proofs: proofsFor(client, space, BACKUP_ABILITIES),
+    expiration: Math.floor(Date.now() / 1000) + RUN_LIFETIME,
+  })
+  const { run } = await askService(() =>
+    Backup.run(
+      {
+        issuer: client.agent.issuer,
+        with: space,
+        proofs: proofsFor(client, space, ['backup/run']),
+      },
+      { account: did as `did:${string}:${string}`, delegation },
+      { connection }
+    )
+  )
+  return run
+}
+
+/**
+ * Waits for a run at the service to end.
+ *
+ * @throws {@link ServiceError} named as the failure that the run ended with
+ */
+export async function followRun(
+  session: Session,
+  run: Link,
+  {
+    io,
+    onProgress,
+  }: Pick<RunOptions, 'io'> & {
+    onProgress: (progress: Readonly<Protocol.RunProgress>) => void
+  }
+): Promise<Protocol.RunOutcome> {
+  const service = await session.service()
+  let failures = 0
+  for (
+    let delay = FOLLOW_POLICY.minDelay;
+    ;
+    delay = Math.min(delay * 1.5, FOLLOW_POLICY.maxDelay)
+  ) {
+    await systemTime.sleep(delay, io.signal)
+    let status: Protocol.RunStatus | undefined
+    try {
+      ;[status] = await listRuns(session, service, run)
+      failures = 0
+    } catch (error) {
+      if (++failures >= FOLLOW_POLICY.failures) throw error
+      continue
+    }
+    if (!status) continue
+    if (status.progress) onProgress(status.progress)
+    if (status.state === 'done' && status.outcome) return status.outcome
+    if (status.state === 'failed') {
+      const { name, message } = status.error ?? {
+        name: 'RunFailed',
+        message: 'the run failed; the log of the service has the reason',
+      }
+      throw new ServiceError(name, message)
+    }
+  }
+}
+
+/** Runs at the service: one, or the latest of the Space. */
+export async function listRuns(
+  session: Session,
+  { connection }: FoundService,
+  run?: Link
+): Promise<Protocol.RunStatus[]> {
+  const { client } = session
+  const space = session.space()
+  const { runs } = await askService(() =>
+    Backup.status(
+      {
+        issuer: client.agent.issuer,
+        with: space,
+        proofs: proofsFor(client, space, ['backup/status']),
+      },
+      run ? { run } : {},
+      { connection }
+    )
+  )
+  return runs
+}

@@ -1,0 +1,39 @@
+import type { Result } from '@ucanto/interface'
+import { ServiceError } from './errors.ts'
+
+/**
+ * Asks the backup service for something.
+ *
+ * @throws {@link ServiceError} named as the failure that it answered
+ */
+export async function askService<T extends object>(
+  ask: () => Promise<Result<T, { name: string; message: string }>>
+): Promise<T> {
+  let out: Awaited<ReturnType<typeof ask>>
+  try {
+    out = await ask()
+  } catch (cause) {
+    throw new ServiceError(
+      'ServiceUnreachableError',
+      'the backup service cannot be reached; check its URL and that it runs',
+      { cause }
+    )
+  }
+  if (!out.error) return out.ok
+  throw new ServiceError(out.error.name, describe(out.error), {
+    cause: out.error,
+  })
+}
+
+function describe({
+  name,
+  message,
+}: {
+  name: string
+  message: string
+}): string {
+  const said = message.slice(0, 1000)
+  return name === 'Unauthorized'
+    ? `the backup service does not accept what this agent may do in the Space; log in again, and check that the service trusts your upload service (${said})`
+    : `the backup service refused: ${said}`
+}

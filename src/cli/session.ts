@@ -1,0 +1,159 @@
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { create, type Client } from '@storacha/client'
+import { uploadServiceConnection } from '@storacha/client/service'
+import { DID } from '@ucanto/core'
+import type { ConnectionView } from '@ucanto/interface'
+import {
+  createIdentityResolver,
+  createSafeFetch,
+  type SafeFetch,
+} from '../atproto/index.ts'
+import type { Clock, IdentityResolver, SpaceReader } from '../backup/index.ts'
+import { createClock } from '../client/clock.ts'
+import {
+  connect,
+  discover,
+  type Connection,
+  type ServiceInfo,
+} from '../client/index.ts'
+import { createNativeSha256 } from '../node/index.ts'
+import { openStores, type Stores } from '../stores/index.ts'
+import { createSpaceReader } from '../storacha/index.ts'
+import { createAgentStore } from './agent-store.ts'
+import { proofsFor } from './authority.ts'
+import { NoSpaceError, UsageError } from './errors.ts'
+import { printLine, type Io } from './io.ts'
+import { createLocalClock, pushLocalClock } from './local-clock.ts'
+import { readAgentConfig, type AgentConfig, type Flags } from './options.ts'
+
+/** A Space by its DID. */
+export type SpaceDID = `did:key:${string}`
+
+/** A service that answered. */
+export interface FoundService {
+  url: URL
+  info: ServiceInfo
+  connection: Connection
+}
+
+/**
+ * The agent of one command: its key, what was delegated to it, and its ways to
+ * the network. What a command does not use is never opened.
+ */
+export interface Session extends AsyncDisposable {
+  config: AgentConfig
+  client: Client
+  fetch: SafeFetch
+  identities: IdentityResolver
+  /** Shared by all that is read from the Space in this command. */
+  reader: SpaceReader
+  /** The agent's own store. */
+  stores(): Promise<Stores>
+  /** @throws {@link NoSpaceError} */
+  space(): SpaceDID
+  /** @throws {@link UsageError} {@link ServiceUnreachableError} */
+  service(): Promise<FoundService>
+  /**
+   * The clock of the Space: the service's if one is set, else the agent's own.
+   * What the agent's own clock has and the service does not is told to it first.
+   */
+  clock(): Promise<Clock>
+  /** Tells the user what should not go unseen. */
+  warn(message: string): void
+}
+
+/**
+ * Opens the agent, and makes one if there is none.
+ *
+ * @throws {@link ConfigError} {@link AgentFileError}
+ */
+export async function openSession(io: Io, flags: Flags): Promise<Session> {
+  const config = readAgentConfig(flags, io.env)
+  // One service answers for all that the client tells apart.
+  const connection = uploadServiceConnection({
+    id: DID.parse(config.uploadServiceDid),
+    url: config.uploadServiceUrl,
+  }) as ConnectionView<never>
+  const client = await create({
+    store: createAgentStore(join(config.home, 'agent.json')),
+    serviceConf: {
+      access: connection,
+      upload: connection,
+      filecoin: connection,
+      gateway: connection,
+    },
+    receiptsEndpoint: config.receiptsUrl,
+  })
+  const fetch = createSafeFetch({
+    allowPrivateNetwork: config.allowPrivateNetwork,
+  })
+  const warn = (message: string) => printLine(io.stderr, `warning: ${message}`)
+
+  let stores: Promise<Stores> | undefined
+  const openOwnStores = async () => {
+    await mkdir(config.home, { recursive: true, mode: 0o700 })
+    return openStores({ path: join(config.home, 'agent.sqlite') })
+  }
+  let service: Promise<FoundService> | undefined
+  const findService = async () => {
+    const url = config.serviceUrl
+    if (!url) {
+      throw new UsageError(
+        'no backup service is set; name one with --service URL or BLUESKY_BACKUPS_SERVICE_URL'
+      )
+    }
+    const info = await discover(url, { signal: io.signal })
+    return { url, info, connection: connect({ url, did: info.did }) }
+  }
+
+  const session: Session = {
+    config,
+    client,
+    fetch,
+    warn,
+    identities: createIdentityResolver({
+      plcUrl: config.plcUrl,
+      fetch: fetch.small,
+      allowPrivateNetwork: config.allowPrivateNetwork,
+      ...(config.handleResolverUrl
+        ? { handleResolverUrl: config.handleResolverUrl }
+        : {}),
+      onWarning: warn,
+    }),
+    reader: createSpaceReader({
+      gateways: config.gatewayUrls,
+      fetch: fetch.stream,
+      createSha256: createNativeSha256,
+    }),
+    stores: () => (stores ??= openOwnStores()),
+    space() {
+      const space = client.currentSpace()
+      if (!space) {
+        throw new NoSpaceError(
+          'no Space is chosen; make one with `bluesky-backups space create NAME`, or choose one with `bluesky-backups space use NAME`'
+        )
+      }
+      return space.did()
+    },
+    service: () => (service ??= findService()),
+    async clock() {
+      const space = session.space()
+      const local = (await session.stores()).clock
+      if (!config.serviceUrl) return createLocalClock(local, space)
+      const { connection } = await session.service()
+      const authority = {
+        issuer: client.agent.issuer,
+        with: space,
+        proofs: proofsFor(client, space, ['clock/head', 'clock/advance']),
+      }
+      await pushLocalClock(local, authority, connection)
+      return createClock(authority, { connection })
+    },
+    async [Symbol.asyncDispose]() {
+      const opened = await stores?.catch(() => undefined)
+      await opened?.[Symbol.asyncDispose]()
+    },
+  }
+  return session
+}
