@@ -1,0 +1,109 @@
+import { PassThrough } from 'node:stream'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import pino from 'pino'
+import { main } from '../../src/cli/main.ts'
+import {
+  readConfig,
+  startService,
+  type RunningService,
+} from '../../src/service/index.ts'
+import type { Network } from '../network/index.ts'
+
+/** What a command printed, and how it ended. */
+export interface Finished {
+  code: number
+  stdout: string
+  stderr: string
+  /** The one object on stdout, with `--json`. */
+  json: any
+}
+
+export interface RunOptions {
+  signal?: AbortSignal
+  env?: Record<string, string>
+  /** Whether stderr is a terminal. */
+  terminal?: boolean
+  /** Called with each piece of text on stderr. */
+  onStderr?: (text: string) => void
+}
+
+/** The command with a home of its own, in this process. */
+export class Agent {
+  readonly home: string
+  readonly env: Record<string, string>
+
+  constructor(home: string, env: Record<string, string>) {
+    this.home = home
+    this.env = { ...env, BLUESKY_BACKUPS_HOME: home }
+  }
+
+  async run(argv: string[], options: RunOptions = {}): Promise<Finished> {
+    const stdout = collect()
+    const stderr = collect(options.onStderr)
+    Object.assign(stderr.stream, {
+      isTTY: options.terminal ?? false,
+      columns: 200,
+    })
+    const code = await main({
+      argv,
+      env: { ...this.env, ...options.env },
+      stdout: stdout.stream,
+      stderr: stderr.stream,
+      signal: options.signal ?? new AbortController().signal,
+    })
+    const text = stdout.text()
+    return {
+      code,
+      stdout: text,
+      stderr: stderr.text(),
+      json: argv.includes('--json') ? JSON.parse(text) : undefined,
+    }
+  }
+
+  /** Runs a command that must succeed, and gives its object. */
+  async json(argv: string[], options?: RunOptions): Promise<any> {
+    const finished = await this.run([...argv, '--json'], options)
+    if (finished.code !== 0) {
+      throw new Error(
+        `${argv.join(' ')} ended with ${finished.code}: ${finished.stdout}${finished.stderr}`
+      )
+    }
+    return finished.json
+  }
+}
+
+/** Folders that are removed at the end. */
+export async function createFolder(): Promise<{ path: string } & AsyncDisposable> {
+  const path = await mkdtemp(join(tmpdir(), 'bluesky-backups-test-'))
+  return {
+    path,
+    [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }),
+  }
+}
+
+/** Starts a backup service that works in the network. */
+export function startTestService(
+  network: Network,
+  dataFolder: string
+): Promise<RunningService> {
+  return startService(
+    readConfig({ port: '0', dataFolder }, network.environment),
+    { logger: pino({ level: 'silent' }) }
+  )
+}
+
+function collect(onText?: (text: string) => void) {
+  const stream = new PassThrough()
+  let text = ''
+  stream.setEncoding('utf8')
+  stream.on('data', (chunk: string) => {
+    text += chunk
+    onText?.(chunk)
+  })
+  return {
+    stream,
+    text: () => text + ((stream.read() as string | null) ?? ''),
+  }
+}
