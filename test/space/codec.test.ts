@@ -458,6 +458,24 @@ describe('limits', () => {
     }
   })
 
+  it('a segment has 16,000 slices at most', async () => {
+    const slices = new Uint8Array(16_001 * 44)
+    const view = new DataView(slices.buffer)
+    for (let i = 0; i <= 16_000; i++) view.setUint32(i * 44, i)
+    const shards = [{ digest: shardDigest, size: 0 }]
+    const segment = (count: number) => ({
+      version: 1 as const,
+      shards,
+      slices: slices.subarray(0, count * 44),
+    })
+    const block = await encodeBlockIndexSegment(segment(16_000))
+    assert.ok(block.bytes.length < MAX_BLOCK_SIZE)
+    await assert.rejects(
+      encodeBlockIndexSegment(segment(16_001)),
+      TooLargeError
+    )
+  })
+
   it('a sealed authorization fits in a block', async () => {
     const sealed = new Uint8Array(MAX_BLOCK_SIZE)
     await assert.rejects(

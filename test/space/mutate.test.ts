@@ -38,10 +38,7 @@ import {
 
 const [low, high] = (
   await Promise.all([linkOf<Backup>(1), linkOf<Backup>(2)])
-).sort((a, b) => Buffer.compare(a.bytes, b.bytes)) as [
-  Link<Backup>,
-  Link<Backup>,
-]
+).sort((a, b) => Buffer.compare(a.bytes, b.bytes))
 
 describe('changes of the state', () => {
   let blocks: MemoryBlocks

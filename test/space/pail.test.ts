@@ -68,7 +68,8 @@ describe('pail', () => {
         fc.option(key, { nil: undefined }),
         fc.option(key, { nil: undefined }),
         fc.boolean(),
-        async (list, gte, lt, reverse) => {
+        fc.nat({ max: 3 }),
+        async (list, gte, lt, reverse, readAhead) => {
           const blocks = new MemoryBlocks()
           const root = blocks.keep(await buildPail(list))
           const expected = sorted(new Map(list)).filter(
@@ -77,12 +78,58 @@ describe('pail', () => {
               (lt === undefined || key < lt)
           )
           const actual = await Array.fromAsync(
-            entries(blocks, root, { gte, lt, reverse })
+            entries(blocks, root, { gte, lt, reverse, readAhead })
           )
           assert.deepEqual(actual, reverse ? expected.reverse() : expected)
         }
       )
     ))
+
+  it('reads ahead as far as it is told to', async () => {
+    const blocks = new MemoryBlocks()
+    const root = blocks.keep(await buildPail(hours(0, 1000)))
+    for (const [readAhead, least, limit] of [
+      [undefined, 1, 1],
+      [4, 5, 15],
+    ] as const) {
+      let reading = 0
+      let most = 0
+      const slow = {
+        get: async (link: UnknownLink) => {
+          most = Math.max(most, ++reading)
+          await new Promise(setImmediate)
+          reading--
+          return blocks.get(link)
+        },
+      }
+      const all = await Array.fromAsync(entries(slow, root, { readAhead }))
+      assert.equal(all.length, 1000)
+      assert.ok(most >= least && most <= limit, `${most} at a time`)
+    }
+  })
+
+  it('fails at the shard that is missing, not before', async () => {
+    const blocks = new MemoryBlocks()
+    const root = blocks.keep(await buildPail([...hours(0, 20), ...later(9)]))
+    const rest = blocks.keep(await buildPail(hours(0, 20)))
+    for (const id of [...blocks.blocks.keys()]) {
+      const { bytes } = blocks.blocks.get(id)!
+      if (Buffer.from(bytes).includes('2031')) blocks.blocks.delete(id)
+    }
+    assert.equal((await list(blocks, rest)).length, 20)
+    const seen: string[] = []
+    await assert.rejects(async () => {
+      for await (const [key] of entries(blocks, root, { readAhead: 9 })) {
+        seen.push(key)
+      }
+    }, MissingBlockError)
+    assert.equal(seen.length, 20)
+    // Who stops before is not bothered.
+    for await (const [key] of entries(blocks, root, { readAhead: 9 })) {
+      assert.equal(key, hour(0))
+      break
+    }
+  })
 
   it('adds only shards that the root needs', async () => {
     const blocks = new MemoryBlocks()
@@ -309,6 +356,13 @@ describe('pail shards', () => {
 function hours(from: number, to: number): [string, Link][] {
   return Array.from({ length: to - from }, (_, i) => [
     hour(from + i),
+    values[0]!,
+  ])
+}
+
+function later(count: number): [string, Link][] {
+  return Array.from({ length: count }, (_, i) => [
+    `2031-01-0${i + 1}T00:00:00.000Z`,
     values[0]!,
   ])
 }
