@@ -108,11 +108,12 @@ export interface SpaceWriter {
    *
    * @param upload.root - what the upload shows as its root
    * @param upload.shards - all shards that this run added, with their slices
+   * @returns size of what was uploaded for it, in bytes
    */
   register(
     upload: { root: UnknownLink; shards: IndexedShard[] },
     options?: CallOptions
-  ): Promise<void>
+  ): Promise<{ size: number }>
 }
 
 /** A shard and what lies in it. */
@@ -221,7 +222,7 @@ export interface Progress {
   blobBytes: number
   /** Blocks of repository, blobs and metadata that the Space took. */
   blocksUploaded: number
-  /** Size of the CARs that the Space took. */
+  /** Size of all that the Space took: shards and indexes. */
   bytesUploaded: number
   blobsUploaded: number
   /** HTTP requests to the upload service and its storage. */

@@ -226,7 +226,11 @@ async function put(
     builder.add(cid.bytes, cid.multihash.digest, bytes)
   }
   await flush()
-  await writer.register({ root, shards: [...shards, ...added] }, { signal })
+  const { size } = await writer.register(
+    { root, shards: [...shards, ...added] },
+    { signal }
+  )
+  onUpload({ blocksUploaded: 0, bytesUploaded: size })
 }
 
 /** The event and as much of what is below it as fits into a request. */

@@ -1,5 +1,4 @@
-import { Delegation } from '@ucanto/core'
-import { Verifier } from '@ucanto/principal'
+import { Delegation, DID } from '@ucanto/core'
 import * as Server from '@ucanto/server'
 import { CAR } from '@ucanto/transport'
 import { Schema } from '@ucanto/validator'
@@ -28,7 +27,7 @@ export async function createServer(context: ServiceContext) {
     authorities.map(({ did }) =>
       Delegation.delegate({
         issuer: id,
-        audience: Verifier.parse(did) as never,
+        audience: DID.parse(did),
         capabilities: [{ can: 'ucan/attest', with: id.did() }],
         expiration: Infinity,
       })

@@ -6,6 +6,9 @@ import { link, timestamp as checkTimestamp } from './schema.ts'
 import { readState } from './state.ts'
 import { isTombstone } from './tombstone.ts'
 
+/** Shards that are read ahead, unless only the first backup is wanted. */
+const READ_AHEAD = 8
+
 /** A backup, and when the account was read for it. */
 export interface ListedBackup {
   /** UTC with milliseconds. */
@@ -53,6 +56,7 @@ export async function* listBackups(
   for await (const [key, value] of entries(fetcher, backups, {
     gte: prunedBefore,
     reverse,
+    readAhead: Math.min(limit - 1, READ_AHEAD),
   })) {
     const path = `Backups ${backups.toString()}`
     const timestamp = checkTimestamp(key, `${path} key`)

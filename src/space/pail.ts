@@ -32,6 +32,8 @@ export interface EntriesOptions {
   lt?: string
   /** From the greatest key to the least. */
   reverse?: boolean
+  /** Shards that are read before they are needed, at each level; default 0. */
+  readAhead?: number
 }
 
 /** A Pail without entries. */
@@ -104,7 +106,8 @@ export async function getEntry(
 }
 
 /**
- * Lists a Pail in the order of its keys. Shards are read as they are needed.
+ * Lists a Pail in the order of its keys. Without `readAhead`, no shard is read
+ * before it is needed.
  *
  * @throws {@link MissingBlockError} {@link DecodeError}
  */
@@ -113,30 +116,54 @@ export async function* entries(
   root: Link<Pail>,
   options: EntriesOptions = {}
 ): AsyncGenerator<[key: string, value: UnknownLink]> {
-  yield* walk(fetcher, rootPosition(root), options)
+  yield* walk(fetcher, readShard(fetcher, rootPosition(root)), options)
 }
 
 async function* walk(
   fetcher: BlockFetcher,
-  position: ShardPosition,
+  shard: Promise<Shard>,
   options: EntriesOptions
 ): AsyncGenerator<[key: string, value: UnknownLink]> {
-  const { gte = '', lt, reverse = false } = options
-  const { prefix, entries } = await readShard(fetcher, position)
-  for (const entry of reverse ? entries.toReversed() : entries) {
+  const { gte = '', lt, reverse = false, readAhead = 0 } = options
+  const { prefix, entries } = await shard
+  const inRange = entries.filter((entry) => {
     const key = prefix + entry.key
-    if (lt !== undefined && key >= lt) continue
-    // All that starts with the key is less than the bound.
-    if (key < gte.slice(0, key.length)) continue
-    const own: [string, UnknownLink][] =
-      entry.value !== undefined && key >= gte ? [[key, entry.value]] : []
-    if (!reverse) yield* own
-    if (hasChild(entry)) {
-      yield* walk(fetcher, childPosition(prefix, entry), options)
+    // Longer keys may be in range although this one is less than the bound.
+    return (lt === undefined || key < lt) && key >= gte.slice(0, key.length)
+  })
+  if (reverse) inRange.reverse()
+  const children: (Promise<Shard> | undefined)[] = []
+  for (const [i, { key: rest, value }] of inRange.entries()) {
+    while (
+      children.length < inRange.length &&
+      children.length <= i + readAhead
+    ) {
+      const ahead = inRange[children.length]!
+      children.push(
+        hasChild(ahead)
+          ? readSoon(fetcher, childPosition(prefix, ahead))
+          : undefined
+      )
     }
+    const key = prefix + rest
+    const own: [string, UnknownLink][] =
+      value !== undefined && key >= gte ? [[key, value]] : []
+    if (!reverse) yield* own
+    const child = children[i]
+    if (child !== undefined) yield* walk(fetcher, child, options)
     // Longer keys are greater: the key itself comes last.
     if (reverse) yield* own
   }
+}
+
+/** Starts to read a shard. An error is thrown to who awaits it, if any. */
+function readSoon(
+  fetcher: BlockFetcher,
+  position: ShardPosition
+): Promise<Shard> {
+  const shard = readShard(fetcher, position)
+  shard.catch(() => {})
+  return shard
 }
 
 /**

@@ -176,12 +176,7 @@ function isSameTime(value: string): boolean {
 
 /** A whole number from 0 to 2^53 - 1. */
 export function integer(value: unknown, path: string): number {
-  if (
-    typeof value !== 'number' ||
-    !Number.isSafeInteger(value) ||
-    value < 0 ||
-    Object.is(value, -0)
-  ) {
+  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0) {
     throw new DecodeError(`${path} must be a whole number from 0 to 2^53 - 1`)
   }
   return value

@@ -99,6 +99,7 @@ export function createSpaceWriter(
           options(signal)
         )
       )
+      return { size: bytes.length }
     },
   }
 }

@@ -142,7 +142,8 @@ export class Gateway {
       return { blob: cid.multihash, offset: 0, length: size }
     }
     const slice = this.#indexer.find(cid.multihash)
-    if (!slice) throw new RequestError(404, `Nobody has added ${cid}`)
+    if (!slice)
+      throw new RequestError(404, `Nobody has added ${cid.toString()}`)
     return { blob: slice.shard, offset: slice.offset, length: slice.length }
   }
 

@@ -18,7 +18,7 @@ export interface Content {
   mimeType: string
   /** In bytes. */
   size: number
-  read(offset: number, length: number): Readable
+  read: (offset: number, length: number) => Readable
 }
 
 /** Reads the whole body of a request. */

@@ -23,6 +23,7 @@ export { createBytes, seedAccount } from './seed.ts'
 export type { Seed, Seeded, SeededBlob } from './seed.ts'
 export { startStoracha } from './storacha.ts'
 export type {
+  Mail,
   Stats,
   Storacha,
   StorachaOptions,

@@ -5,11 +5,10 @@ import type {
   IndexingServiceAPI,
   IPNIService,
 } from '@storacha/upload-api/types'
-import { RecordNotFound } from '@storacha/upload-api/errors'
 import { unwrap } from '@storacha/client/result'
 import type { MultihashDigest } from 'multiformats'
 import { base58btc } from 'multiformats/bases/base58'
-import { error, ok } from '@ucanto/core'
+import { ok } from '@ucanto/core'
 
 /** Where a block lies. */
 export interface IndexedSlice {
@@ -43,14 +42,6 @@ export class Indexer implements IPNIService {
       }
     }
     return ok({})
-  }
-
-  async query(digest: MultihashDigest) {
-    return this.#slices.has(digest)
-      ? ok({})
-      : error(
-          new RecordNotFound(`No index has ${base58btc.encode(digest.bytes)}`)
-        )
   }
 
   /** Where a block lies, or undefined if no index has it. */

@@ -9,6 +9,7 @@ import { PDS } from '@atproto/pds'
 import type { ServerEnvironment } from '@atproto/pds'
 import { Database, PlcServer } from '@did-plc/server'
 import {
+  closeServer,
   findFreePort,
   LOOPBACK,
   openLoopbackServer,
@@ -126,12 +127,7 @@ export async function startPds({
   await pds.ctx.sequencer.start()
   const server = pds.app.listen(actualPort, LOOPBACK)
   await once(server, 'listening')
-  resources.defer(async () => {
-    const closed = once(server, 'close')
-    server.close()
-    server.closeAllConnections()
-    await closed
-  })
+  resources.defer(() => closeServer(server))
 
   const url = `http://localhost:${actualPort}`
   const admin = new AtpAgent({ service: url })

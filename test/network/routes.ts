@@ -25,7 +25,10 @@ const CAR_TYPE = 'application/vnd.ipld.car'
 
 /** What the HTTP server of the network stands in front of. */
 export interface RoutesOptions {
-  context: UcantoServerTestContext
+  context: Pick<
+    UcantoServerTestContext,
+    'agentStore' | 'revocationsStorage' | 'service' | 'url'
+  >
   agent: Agent<Service>
   blobs: BlobFiles
   node: StorageNode
@@ -64,7 +67,7 @@ export function createRoutes({
   const invoke: Route = async (request, response) => {
     const { status, headers, body } = await agent.request({
       headers: request.headers as Record<string, string>,
-      body: (await readBody(request)) as never,
+      body: await readBody(request),
     })
     response.writeHead(status ?? 200, headers)
     response.end(body)
@@ -73,7 +76,8 @@ export function createRoutes({
   const getReceipt: Route = async (_request, response, url) => {
     const task = parseLink(lastSegment(url))
     const receipt = await context.agentStore.receipts.get(task)
-    if (receipt.error) throw new RequestError(404, `${task} has no receipt yet`)
+    if (receipt.error)
+      throw new RequestError(404, `${task.toString()} has no receipt yet`)
     const message = await Message.build({ receipts: [receipt.ok] })
     sendBytes(response, CAR_TYPE, CAR.request.encode(message).body)
   }

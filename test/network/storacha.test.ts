@@ -4,11 +4,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { CarReader } from '@ipld/car'
 import type { Client } from '@storacha/client'
+import * as UploadCapabilities from '@storacha/capabilities/upload'
 import { Client as IndexingClient } from '@storacha/indexing-service-client'
+import { DID, Message } from '@ucanto/core'
+import { CAR } from '@ucanto/transport'
 import { base58btc } from 'multiformats/bases/base58'
 import { equals } from 'multiformats/bytes'
-import type { CID } from 'multiformats/cid'
-import * as Digest from 'multiformats/hashes/digest'
+import type * as Digest from 'multiformats/hashes/digest'
 import { sha256 } from 'multiformats/hashes/sha2'
 import * as Link from 'multiformats/link'
 import { createBytes } from './seed.ts'
@@ -17,8 +19,6 @@ import { startStoracha } from './storacha.ts'
 import type { Storacha } from './storacha.ts'
 
 const MIB = 1024 ** 2
-
-type SpaceDID = `did:key:${string}`
 
 /** A client with a space of its own that has storage. */
 async function createClientWithSpace(storacha: Storacha) {
@@ -29,7 +29,7 @@ async function createClientWithSpace(storacha: Storacha) {
   await client.addSpace(await space.createAuthorization(client.agent))
   await client.setCurrentSpace(space.did())
   await storacha.provision(space.did())
-  return { client, space: space.did() as SpaceDID }
+  return { client, space: space.did() }
 }
 
 async function upload(client: Client, bytes: Uint8Array<ArrayBuffer>) {
@@ -43,6 +43,14 @@ async function upload(client: Client, bytes: Uint8Array<ArrayBuffer>) {
     },
   })
   return { root, shards }
+}
+
+function ipfsURL(
+  storacha: Storacha,
+  cid: { toString(): string },
+  format: 'raw' | 'car'
+): string {
+  return `${storacha.url}/ipfs/${cid.toString()}?format=${format}`
 }
 
 /** Name of the error with which the upload service answered. */
@@ -86,7 +94,7 @@ describe('Storacha', () => {
       const bytes = createBytes(100, 'login')
       const { root } = await upload(client, bytes)
 
-      const response = await fetch(`${storacha.url}/ipfs/${root}?format=raw`)
+      const response = await fetch(ipfsURL(storacha, root, 'raw'))
       assert.deepEqual(new Uint8Array(await response.arrayBuffer()), bytes)
       const listed = await client.capability.upload.list()
       assert.equal(listed.results[0]?.root.toString(), root.toString())
@@ -153,9 +161,34 @@ describe('Storacha', () => {
     })
 
     it('gives receipts', async () => {
-      const task = 'bafyreidykglsfhoixmivffc5uwhcgshx4j465xwqntbmu43nb2dzqwfvae'
-      const response = await fetch(new URL(task, storacha.receiptsUrl))
-      assert.equal(response.status, 404)
+      const { client, space } = await createClientWithSpace(storacha)
+      const invocation = await UploadCapabilities.list
+        .invoke({
+          issuer: client.agent.issuer,
+          audience: DID.parse(storacha.did),
+          with: space,
+          nb: {},
+          proofs: client.proofs([{ can: 'upload/list', with: space }]),
+        })
+        .delegate()
+      const url = new URL(invocation.cid.toString(), storacha.receiptsUrl)
+      assert.equal((await fetch(url)).status, 404)
+      const { headers, body } = CAR.request.encode(
+        await Message.build({ invocations: [invocation] })
+      )
+      await fetch(storacha.url, {
+        method: 'POST',
+        headers,
+        body: body as Uint8Array<ArrayBuffer>,
+      })
+      const response = await fetch(url)
+      const { receipts } = await CAR.request.decode({
+        headers: Object.fromEntries(response.headers),
+        body: await response.bytes(),
+      })
+      const [receipt] = receipts.values()
+      assert.equal(String(receipt?.ran.link()), String(invocation.cid))
+      assert.deepEqual(receipt?.out.ok, { results: [], size: 0 })
     })
 
     it('tells which delegations are revoked', async () => {
@@ -164,7 +197,7 @@ describe('Storacha', () => {
       const delegation = await client.createDelegation(audience.agent, [
         'upload/list',
       ])
-      const url = `${storacha.url}/revocations/${delegation.cid}`
+      const url = `${storacha.url}/revocations/${delegation.cid.toString()}`
       assert.equal((await fetch(url)).status, 404)
       await client.revokeDelegation(delegation.cid)
       const response = await fetch(url)
@@ -248,6 +281,31 @@ describe('Storacha', () => {
         assert.equal((await fetch(url)).status, 404)
       })
     }
+
+    it('does not take the word of a client that it uploaded', async () => {
+      const { client, space } = await createClientWithSpace(storacha)
+      await assert.rejects(
+        client.capability.blob.add(new Blob([createBytes(10, 'never')]), {
+          retries: 0,
+          fetch: async () => new Response(),
+        })
+      )
+      assert.deepEqual(await storacha.blobs(space), [])
+    })
+
+    it('is not sent what it has', async () => {
+      const alice = await createClientWithSpace(storacha)
+      const bob = await createClientWithSpace(storacha)
+      storacha.stats.reset()
+      for (const { client } of [alice, bob]) {
+        await client.capability.blob.add(new Blob([createBytes(10, 'same')]))
+      }
+      assert.equal(storacha.stats.puts, 1)
+      assert.deepEqual(
+        await storacha.blobs(alice.space),
+        await storacha.blobs(bob.space)
+      )
+    })
 
     it('gives whole blobs and parts of them', async () => {
       const { client } = await createClientWithSpace(storacha)
@@ -401,8 +459,8 @@ describe('Storacha', () => {
         for (const name of await readdir(blobDirectory)) {
           await rm(join(blobDirectory, name))
         }
-        for (const format of ['raw', 'car']) {
-          const url = `${storacha.url}/ipfs/${root}?format=${format}`
+        for (const format of ['raw', 'car'] as const) {
+          const url = ipfsURL(storacha, root, format)
           await assert.rejects(async () => (await fetch(url)).bytes())
         }
       } finally {
@@ -411,8 +469,8 @@ describe('Storacha', () => {
     })
 
     it('answers requests without a body', async () => {
-      for (const query of ['?format=raw', '?format=car']) {
-        const response = await fetch(`${storacha.url}/ipfs/${root}${query}`, {
+      for (const format of ['raw', 'car'] as const) {
+        const response = await fetch(ipfsURL(storacha, root, format), {
           method: 'HEAD',
         })
         assert.equal(response.status, 200)
@@ -444,12 +502,12 @@ describe('Storacha', () => {
       const claims = [...ok.claims.values()]
       const location = claims.find(({ type }) => type === 'assert/location')
       assert.ok(location?.type === 'assert/location')
-      const shard = shards[0] as CID
+      const [shard] = shards
       const response = await fetch(location.location[0]!)
       assert.ok(
         equals(
           (await sha256.digest(await response.bytes())).bytes,
-          shard.multihash.bytes
+          shard!.multihash.bytes
         )
       )
       assert.ok(claims.some(({ type }) => type === 'assert/index'))
@@ -519,8 +577,12 @@ describe('Storacha', () => {
     it('is down', async () => {
       const { client } = await createClientWithSpace(storacha)
       storacha.faults.down = true
-      assert.equal((await fetch(storacha.url)).status, 503)
-      await assert.rejects(upload(client, createBytes(10, 'down')))
+      for (const request of [
+        new Request(storacha.url, { method: 'POST', body: '' }),
+        new Request(`${storacha.url}/.well-known/did.json`),
+      ]) {
+        assert.equal((await fetch(request)).status, 503)
+      }
       storacha.faults.down = false
       await upload(client, createBytes(10, 'up'))
     })
@@ -529,8 +591,8 @@ describe('Storacha', () => {
       const { client } = await createClientWithSpace(storacha)
       const bytes = createBytes(2 * MIB, 'lies')
       const { root, shards } = await upload(client, bytes)
-      const raw = `${storacha.url}/ipfs/${shards[0]}?format=raw`
-      const car = `${storacha.url}/ipfs/${root}?format=car`
+      const raw = ipfsURL(storacha, shards[0]!, 'raw')
+      const car = ipfsURL(storacha, root, 'car')
       const honest = await (await fetch(raw)).bytes()
       const honestCAR = await (await fetch(car)).bytes()
       storacha.faults.lyingGateway = true

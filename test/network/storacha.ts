@@ -7,7 +7,6 @@ import { unwrap } from '@storacha/client/result'
 import { createServer } from '@storacha/upload-api'
 import { createContext } from '@storacha/upload-api/test/context'
 import { RoutingService } from '@storacha/upload-api/test/external-service'
-import type { UcantoServerTestContext } from '@storacha/upload-api/types'
 import { authorizeFromUrl } from '@storacha/upload-api/validate'
 import { error, ok } from '@ucanto/core'
 import type { DID, DIDKey } from '@ucanto/interface'
@@ -67,6 +66,13 @@ export interface StoredBlob {
   size: number
 }
 
+/** Asks whether an email address belongs to the agent that says so. */
+export interface Mail {
+  to: string
+  /** Link that confirms it. */
+  url: string
+}
+
 export interface Storacha extends AsyncDisposable {
   /** Upload service, gateway and indexer, without a slash at the end. */
   url: string
@@ -78,8 +84,8 @@ export interface Storacha extends AsyncDisposable {
   /** What goes wrong on purpose; nothing at first. */
   faults: Faults
   stats: Stats
-  /** Mails with a link to confirm an address, oldest first. */
-  mails: { to: string; url: string }[]
+  /** Mails that were sent, oldest first. */
+  mails: Mail[]
   /** Does what a click on the link in a mail does. */
   confirm(url: string | URL): Promise<void>
   /** Gives a space storage that nobody pays for. */
@@ -121,17 +127,16 @@ export async function startStoracha({
     indexingService,
     resolveDIDKey,
   })
-  const mails: Storacha['mails'] = []
-  const context: UcantoServerTestContext = {
+  const mails: Mail[] = []
+  const context = {
     ...base,
     url: new URL(url),
     resolveDIDKey,
     ipniService: indexer,
-    storageProviders: [],
     router: RoutingService.create(service, [node]),
     maxReplicas: 0,
     email: {
-      sendValidation: async (mail) => {
+      sendValidation: async (mail: Mail) => {
         mails.push(mail)
         if (autoConfirm) await confirm(mail.url)
       },

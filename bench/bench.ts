@@ -1,0 +1,81 @@
+/**
+ * Measures the project beside a named peer in the same run.
+ *
+ * `npm run bench -- NAME [--json]`
+ */
+import { parseArgs } from 'node:util'
+import Table from 'cli-table3'
+import type { Measurement } from './measurement.ts'
+
+const BENCHMARKS: Record<string, () => Promise<{ run: Benchmark }>> = {
+  first: () => import('./first.ts'),
+  incremental: () => import('./incremental.ts'),
+  memory: () => import('./memory.ts'),
+}
+
+type Benchmark = (say: (line: string) => void) => Promise<Measurement[]>
+
+const USAGE = `Usage: npm run bench -- NAME [--json]
+
+  first         a first backup, beside its download alone and its upload alone
+  incremental   a backup after one post, beside uploading the whole CAR
+  memory        peak memory of a large backup, beside its limit
+
+Each figure is printed as a ratio to the peer's.
+`
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    json: { type: 'boolean', default: false },
+    help: { type: 'boolean', default: false },
+  },
+})
+const [name] = positionals
+const load = name === undefined ? undefined : BENCHMARKS[name]
+if (values.help || !load || positionals.length !== 1) {
+  process[values.help ? 'stdout' : 'stderr'].write(USAGE)
+  process.exitCode = values.help ? 0 : 2
+} else {
+  const { run } = await load()
+  const measurements = await run((line) => process.stderr.write(`${line}\n`))
+  if (values.json) {
+    process.stdout.write(`${JSON.stringify({ name, measurements })}\n`)
+  } else {
+    process.stdout.write(`${tableOf(measurements)}\n`)
+  }
+  if (measurements.some(({ met }) => !met)) process.exitCode = 1
+}
+
+function tableOf(measurements: Measurement[]): string {
+  const table = new Table({
+    head: ['what', 'ours', 'peer', 'of the peer', 'ratio', 'goal', 'met'],
+    colAligns: ['left', 'right', 'left', 'right', 'right', 'right', 'left'],
+    style: { head: [], border: [] },
+  })
+  for (const {
+    what,
+    ours,
+    peer,
+    theirs,
+    unit,
+    ratio,
+    goal,
+    met,
+  } of measurements) {
+    table.push([
+      what,
+      `${rounded(ours)} ${unit}`,
+      peer,
+      `${rounded(theirs)} ${unit}`,
+      `${rounded(ratio)}×`,
+      goal,
+      met ? 'yes' : 'no',
+    ])
+  }
+  return table.toString()
+}
+
+function rounded(value: number): string {
+  return Number(value.toPrecision(4)).toLocaleString('en')
+}
