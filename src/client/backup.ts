@@ -25,6 +25,7 @@ export async function run(
   { account, include, delegation }: RunInput,
   { connection, expiration, nonce }: InvocationOptions
 ) {
+  const blocks = delegation ? [...delegation.export()] : []
   const invocation = Backup.run.invoke({
     issuer,
     audience: audience ?? connection.id,
@@ -35,12 +36,18 @@ export async function run(
       ...(include ? { include } : {}),
       ...(delegation ? { delegation: delegation.cid as VersionedLink } : {}),
     },
+    // Links in the facts make the blocks part of the invocation.
+    ...(delegation
+      ? {
+          facts: [
+            Object.fromEntries(blocks.map(({ cid }) => [cid.toString(), cid])),
+          ],
+        }
+      : {}),
     ...(expiration === undefined ? {} : { expiration }),
     ...(nonce === undefined ? {} : { nonce }),
   })
-  if (delegation) {
-    for (const block of delegation.export()) invocation.attach(block)
-  }
+  for (const block of blocks) invocation.attach(block)
   const receipt = await invocation.execute(connection)
   return receipt.out
 }
