@@ -79,6 +79,12 @@ interface Served {
   records: number
 }
 
+/** A backup in the Space. */
+interface ListedBackup {
+  timestamp: string
+  backup: BackupReader
+}
+
 /** The backup is not what the host served. */
 class DifferenceError extends Error {
   override readonly name = 'DifferenceError'
@@ -295,7 +301,7 @@ async function listFromSpace(
   connection: InvocationOptions['connection'],
   account: string,
   say: (line: string) => void
-): Promise<BackupReader[]> {
+): Promise<ListedBackup[]> {
   const head = await Clock.head(agent, { connection })
   if (head.error) throw refused('clock/head', head.error)
   // A reader of its own for each list: nothing comes from a cache.
@@ -305,7 +311,7 @@ async function listFromSpace(
     createSha256: createNativeSha256,
   })
   const { state } = await mergeHeads(reader, head.ok.head as EventLink[])
-  const backups: BackupReader[] = []
+  const backups: ListedBackup[] = []
   say('  in the Space:')
   for await (const { timestamp, backup } of listBackups(
     reader,
@@ -316,7 +322,7 @@ async function listFromSpace(
     const opened = await openBackup(reader, backup, {
       createSha256: createNativeSha256,
     })
-    backups.push(opened)
+    backups.push({ timestamp, backup: opened })
     say(`  ${timestamp}  rev ${opened.value.rev}  ${backup}`)
   }
   return backups
@@ -375,12 +381,12 @@ async function readServed(pds: string, did: string): Promise<Served> {
 
 /** Exports a backup and compares each block and blob with the PDS. */
 async function compare(
-  backup: BackupReader,
+  { timestamp, backup }: ListedBackup,
   served: Served,
   folder: string,
   pds: string
 ): Promise<void> {
-  const manifest = await exportBackup(backup, folder)
+  const manifest = await exportBackup(backup, folder, { timestamp })
   const car = await CarReader.fromBytes(
     await readFile(join(folder, 'repo.car'))
   )
