@@ -55,6 +55,13 @@ const BLOB_SIZES = [
 const NEW_POSTS = 10
 const NEW_IMAGE_SIZE = 123_456
 const POLL_INTERVAL = 100
+/** Collections that the account writes to. */
+const COLLECTIONS = [
+  'app.bsky.feed.post',
+  'app.bsky.feed.like',
+  'app.bsky.graph.follow',
+  'com.example.file',
+]
 const DAY = 24 * 60 * 60
 
 const USAGE = `Usage: npm run demo [-- OPTIONS]
@@ -361,10 +368,7 @@ async function readServed(pds: string, did: string): Promise<Served> {
     await get(`sync.listBlobs?did=${did}&limit=1000`)
   ).json()) as { cids: string[] }
   let records = 0
-  const described = (await (
-    await get(`repo.describeRepo?repo=${did}`)
-  ).json()) as { collections: string[] }
-  for (const collection of described.collections) {
+  for (const collection of COLLECTIONS) {
     let cursor: string | undefined
     do {
       const page = (await (
