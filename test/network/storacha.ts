@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import * as Assert from '@storacha/capabilities/assert'
 import * as Provider from '@storacha/capabilities/provider'
 import { fromEmail } from '@storacha/client/account'
 import { unwrap } from '@storacha/client/result'
@@ -9,7 +10,7 @@ import { createContext } from '@storacha/upload-api/test/context'
 import { RoutingService } from '@storacha/upload-api/test/external-service'
 import { authorizeFromUrl } from '@storacha/upload-api/validate'
 import { error, ok } from '@ucanto/core'
-import type { DID, DIDKey } from '@ucanto/interface'
+import type { DID, DIDKey, Proof, Signer } from '@ucanto/interface'
 import { DIDResolutionError } from '@ucanto/validator'
 import { base58btc } from 'multiformats/bases/base58'
 import { BlobFiles } from './blob-files.ts'
@@ -115,6 +116,8 @@ export async function startStoracha({
   // Without `http` in its options the context opens no ports.
   const base = await createContext()
   const { service, indexingService } = base
+  await keepAuthorized(indexingService)
+  await keepAuthorized(base.claimsService)
   const resolveDIDKey = async (did: DID) =>
     did === service.did()
       ? ok([service.toDIDKey()] as [DIDKey])
@@ -233,4 +236,26 @@ function createStats(): Stats {
       Object.assign(this, counts)
     },
   }
+}
+
+/**
+ * The stock context may claim for as long as a UCAN lives by default: half a
+ * minute. This network goes on.
+ */
+async function keepAuthorized({
+  connection,
+  invocationConfig,
+}: {
+  connection: { id: unknown }
+  invocationConfig: { issuer: Signer; proofs?: Proof[] }
+}): Promise<void> {
+  const issuer = connection.id as Signer
+  invocationConfig.proofs = [
+    await Assert.assert.delegate({
+      issuer,
+      audience: invocationConfig.issuer,
+      with: issuer.did(),
+      expiration: Infinity,
+    }),
+  ]
 }
