@@ -108,10 +108,15 @@ export interface SpaceWriter {
    *
    * @param upload.root - what the upload shows as its root
    * @param upload.shards - all shards that this run added, with their slices
+   * @param upload.stored - fulfilled when the Space has all of the shards
    * @returns size of what was uploaded for it, in bytes
    */
   register(
-    upload: { root: UnknownLink; shards: IndexedShard[] },
+    upload: {
+      root: UnknownLink
+      shards: IndexedShard[]
+      stored: Promise<unknown>
+    },
     options?: CallOptions
   ): Promise<{ size: number }>
 }

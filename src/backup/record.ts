@@ -201,33 +201,32 @@ async function put(
   shards: IndexedShard[]
 ): Promise<void> {
   const added: IndexedShard[] = []
+  const storing: Promise<void>[] = []
   let builder = new ShardBuilder(limits.shardSize)
-  const flush = async () => {
+  const flush = () => {
     const { bytes, slices } = builder.seal()
     builder = new ShardBuilder(limits.shardSize)
     const digest = createDigest(
       SHA2_256_CODE,
       digestOf(createSha256, bytes)
     ).bytes
-    const { location } = await writer.putShard({ digest, bytes }, { signal })
-    added.push({
-      digest,
-      size: bytes.length,
-      ...(location === undefined ? {} : { location }),
-      slices,
-    })
-    onUpload({ blocksUploaded: slices.length, bytesUploaded: bytes.length })
+    added.push({ digest, size: bytes.length, slices })
+    const store = async () => {
+      await writer.putShard({ digest, bytes }, { signal })
+      onUpload({ blocksUploaded: slices.length, bytesUploaded: bytes.length })
+    }
+    storing.push(store())
   }
   const seen = new Set<string>()
   for (const { cid, bytes } of blocks) {
     if (seen.has(cid.toString())) continue
     seen.add(cid.toString())
-    if (!builder.fits(bytes.length)) await flush()
+    if (!builder.fits(bytes.length)) flush()
     builder.add(cid.bytes, cid.multihash.digest, bytes)
   }
-  await flush()
+  flush()
   const { size } = await writer.register(
-    { root, shards: [...shards, ...added] },
+    { root, shards: [...shards, ...added], stored: Promise.all(storing) },
     { signal }
   )
   onUpload({ blocksUploaded: 0, bytesUploaded: size })

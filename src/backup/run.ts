@@ -37,6 +37,7 @@ import type {
   SpaceWriter,
   Spool,
   Stage,
+  State,
   Time,
 } from './interface.ts'
 import { Packer } from './packer.ts'
@@ -144,24 +145,19 @@ export async function runBackup(
   const signal = request.signal
     ? AbortSignal.any([request.signal, stop.signal])
     : stop.signal
-  const identity = await context.identities.resolve(request.account, { signal })
   const overlay = new BlockOverlay(reader)
-  const { state, additions } = await mergeHeads(
-    overlay,
-    await clock.head({ signal })
-  )
-  overlay.put(additions)
+  const [identity, state] = await Promise.all([
+    context.identities.resolve(request.account, { signal }),
+    readState(clock, overlay, signal),
+  ])
   const latest = state
     ? await latestBackup(overlay, state, identity.did)
     : undefined
-  const previous: PreviousBackup | undefined = latest && {
-    timestamp: latest.timestamp,
-    link: latest.backup,
-    ...(await loadBackup(overlay, latest.backup)),
-  }
-
   enter('read')
-  const commit = await context.accounts.latestCommit(identity, { signal })
+  const [previous, commit] = await Promise.all([
+    latest && loadPrevious(overlay, latest),
+    context.accounts.latestCommit(identity, { signal }),
+  ])
   const covered =
     previous !== undefined &&
     parts.every((part) => previous.backup.parts.includes(part))
@@ -307,9 +303,27 @@ export async function runBackup(
   }
 }
 
-async function loadBackup(overlay: BlockOverlay, link: Link<Backup>) {
+/** The state at the head of the clock; several heads are merged. */
+async function readState(
+  clock: Clock,
+  overlay: BlockOverlay,
+  signal: AbortSignal
+): Promise<Link<State> | undefined> {
+  const { state, additions } = await mergeHeads(
+    overlay,
+    await clock.head({ signal })
+  )
+  overlay.put(additions)
+  return state
+}
+
+async function loadPrevious(
+  overlay: BlockOverlay,
+  { timestamp, backup: link }: { timestamp: string; backup: Link<Backup> }
+): Promise<PreviousBackup> {
   const backup = await readBackup(overlay, link)
-  return { backup, index: await loadBlockIndex(overlay, backup.index) }
+  const index = await loadBlockIndex(overlay, backup.index)
+  return { timestamp, link, backup, index }
 }
 
 /** What an interrupted run has put into the Space. */

@@ -70,7 +70,7 @@ export function createSpaceWriter(
       return location === undefined ? {} : { location }
     },
 
-    async register({ root, shards }, { signal } = {}) {
+    async register({ root, shards, stored }, { signal } = {}) {
       const index = ShardedDAGIndex.create(root)
       for (const shard of shards) {
         const shardDigest = Digest.decode(shard.digest)
@@ -85,20 +85,27 @@ export function createSpaceWriter(
       if (archived.error) throw archived.error
       const bytes = archived.ok
       const digest = Digest.create(SHA2_256_CODE, digestOf(sha256, bytes))
-      await named('publishing the index', signal, async () => {
-        await put(digest.bytes, bytes, signal)
-        await Index.add(conf, Link.create(CAR_CODE, digest), options(signal))
-      })
-      await named('listing the upload', signal, () =>
-        Upload.add(
-          conf,
-          root,
-          shards.map(({ digest }) =>
-            Link.create(CAR_CODE, Digest.decode(digest))
-          ),
-          options(signal)
-        )
-      )
+      await Promise.all([
+        stored,
+        named('storing the index', signal, () =>
+          put(digest.bytes, bytes, signal)
+        ),
+      ])
+      await Promise.all([
+        named('publishing the index', signal, () =>
+          Index.add(conf, Link.create(CAR_CODE, digest), options(signal))
+        ),
+        named('listing the upload', signal, () =>
+          Upload.add(
+            conf,
+            root,
+            shards.map(({ digest }) =>
+              Link.create(CAR_CODE, Digest.decode(digest))
+            ),
+            options(signal)
+          )
+        ),
+      ])
       return { size: bytes.length }
     },
   }
