@@ -114,12 +114,12 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     warn,
     identities: createIdentityResolver({
       plcUrl: config.plcUrl,
-      fetch: fetch.small,
+      fetch,
       allowPrivateNetwork: config.allowPrivateNetwork,
       ...(config.handleResolverUrl
         ? { handleResolverUrl: config.handleResolverUrl }
         : {}),
-      onWarning: warn,
+      onWarning: ({ message }) => warn(message),
     }),
     reader: createSpaceReader({
       gateways: config.gatewayUrls,

@@ -104,12 +104,12 @@ export async function startService(
         }),
       identities: createIdentityResolver({
         plcUrl: config.plcUrl,
-        fetch: safeFetch.small,
+        fetch: safeFetch,
         allowPrivateNetwork: config.allowPrivateNetwork,
         ...(config.handleResolverUrl
           ? { handleResolverUrl: config.handleResolverUrl }
           : {}),
-        onWarning: (message: string) => logger.warn(message),
+        onWarning: (warning) => logger.warn({ err: warning }, 'identity'),
       }),
       accounts: createAccountReader({ fetch: safeFetch }),
       uploadService: {
