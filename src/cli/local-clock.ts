@@ -6,6 +6,7 @@ import type { Connection, InvocationConfig } from '../client/index.ts'
 import { decodeEvent } from '../space/index.ts'
 import type { ClockEvent, ClockStore } from '../stores/index.ts'
 import { ServiceError } from './errors.ts'
+import { unreachable } from './service.ts'
 
 /** Events that one call tells a service of. */
 const BATCH_SIZE = 200
@@ -66,11 +67,7 @@ export async function pushLocalClock(
         bytes,
       })),
     }).catch((cause: unknown) => {
-      throw new ServiceError(
-        'ServiceUnreachableError',
-        'the backup service cannot be reached; check its URL and that it runs',
-        { cause }
-      )
+      throw unreachable(cause)
     })
     if (out.error && out.error.name !== 'MissingBlock') {
       throw new ServiceError(
