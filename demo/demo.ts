@@ -55,6 +55,13 @@ const BLOB_SIZES = [
 const NEW_POSTS = 10
 const NEW_IMAGE_SIZE = 123_456
 const POLL_INTERVAL = 100
+/** Collections that the account writes to. */
+const COLLECTIONS = [
+  'app.bsky.feed.post',
+  'app.bsky.feed.like',
+  'app.bsky.graph.follow',
+  'com.example.file',
+]
 const DAY = 24 * 60 * 60
 
 const USAGE = `Usage: npm run demo [-- OPTIONS]
@@ -77,6 +84,12 @@ interface Served {
   blocks: Set<string>
   blobs: Set<string>
   records: number
+}
+
+/** A backup in the Space. */
+interface ListedBackup {
+  timestamp: string
+  backup: BackupReader
 }
 
 /** The backup is not what the host served. */
@@ -295,7 +308,7 @@ async function listFromSpace(
   connection: InvocationOptions['connection'],
   account: string,
   say: (line: string) => void
-): Promise<BackupReader[]> {
+): Promise<ListedBackup[]> {
   const head = await Clock.head(agent, { connection })
   if (head.error) throw refused('clock/head', head.error)
   // A reader of its own for each list: nothing comes from a cache.
@@ -305,7 +318,7 @@ async function listFromSpace(
     createSha256: createNativeSha256,
   })
   const { state } = await mergeHeads(reader, head.ok.head as EventLink[])
-  const backups: BackupReader[] = []
+  const backups: ListedBackup[] = []
   say('  in the Space:')
   for await (const { timestamp, backup } of listBackups(
     reader,
@@ -316,7 +329,7 @@ async function listFromSpace(
     const opened = await openBackup(reader, backup, {
       createSha256: createNativeSha256,
     })
-    backups.push(opened)
+    backups.push({ timestamp, backup: opened })
     say(`  ${timestamp}  rev ${opened.value.rev}  ${backup}`)
   }
   return backups
@@ -355,10 +368,7 @@ async function readServed(pds: string, did: string): Promise<Served> {
     await get(`sync.listBlobs?did=${did}&limit=1000`)
   ).json()) as { cids: string[] }
   let records = 0
-  const described = (await (
-    await get(`repo.describeRepo?repo=${did}`)
-  ).json()) as { collections: string[] }
-  for (const collection of described.collections) {
+  for (const collection of COLLECTIONS) {
     let cursor: string | undefined
     do {
       const page = (await (
@@ -375,12 +385,12 @@ async function readServed(pds: string, did: string): Promise<Served> {
 
 /** Exports a backup and compares each block and blob with the PDS. */
 async function compare(
-  backup: BackupReader,
+  { timestamp, backup }: ListedBackup,
   served: Served,
   folder: string,
   pds: string
 ): Promise<void> {
-  const manifest = await exportBackup(backup, folder)
+  const manifest = await exportBackup(backup, folder, { timestamp })
   const car = await CarReader.fromBytes(
     await readFile(join(folder, 'repo.car'))
   )

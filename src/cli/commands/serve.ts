@@ -24,10 +24,12 @@ export function createServeCommand(
   command.action(async () => {
     const flags = command.opts<Flags>()
     const config = readConfig(settingFlags(flags), io.env)
+    // With --json, stdout is for the one object.
+    const logs = flags['json'] ? io.stderr : io.stdout
     const { startService } = await import('../../service/start.ts')
     await using service = await startService(config, {
       logger: createLogger(config.logLevel, {
-        write: (line) => void io.stdout.write(line),
+        write: (line) => void logs.write(line),
       }),
     })
     const { url, did, agent, keyCreated } = service
