@@ -5,8 +5,7 @@ import { Clock as RemoteClock } from '../client/index.ts'
 import type { Connection, InvocationConfig } from '../client/index.ts'
 import { decodeEvent } from '../space/index.ts'
 import type { ClockEvent, ClockStore } from '../stores/index.ts'
-import { ServiceError } from './errors.ts'
-import { unreachable } from './service.ts'
+import { refused, unreachable } from './service.ts'
 
 /** Events that one call tells a service of. */
 const BATCH_SIZE = 200
@@ -70,10 +69,7 @@ export async function pushLocalClock(
       throw unreachable(cause)
     })
     if (out.error && out.error.name !== 'MissingBlock') {
-      throw new ServiceError(
-        out.error.name,
-        `the backup service does not take the events of this agent's own clock: ${out.error.message}`
-      )
+      throw refused(out.error)
     }
     return !out.error
   }
