@@ -34,8 +34,8 @@ export interface Manifest {
   account: string
   /** What the account called itself; nobody has checked it. */
   handle?: string
-  /** When the account was read. */
-  timestamp: string
+  /** Key of the backup in the Space, if it was given. */
+  timestamp?: string
   rev: string
   /** CID of the commit. */
   commit: string
@@ -68,8 +68,8 @@ export interface ExportProgress {
 }
 
 export interface ExportOptions {
-  /** Key of the backup in the Space. */
-  timestamp: string
+  /** Key of the backup in the Space, for the manifest. */
+  timestamp?: string
   /** Write into a folder that has other files, and over those of the same name. */
   force?: boolean
   onProgress?: (progress: Readonly<ExportProgress>) => void
@@ -90,7 +90,7 @@ export interface ExportOptions {
 export async function exportBackup(
   backup: BackupReader,
   folder: string,
-  { timestamp, force = false, onProgress, signal }: ExportOptions
+  { timestamp, force = false, onProgress, signal }: ExportOptions = {}
 ): Promise<Manifest> {
   const target = resolve(folder)
   const existing = await filesIn(target)
@@ -192,7 +192,7 @@ async function writeAll(
     version: 1,
     account: value.account,
     ...(handle === undefined ? {} : { handle }),
-    timestamp,
+    ...(timestamp === undefined ? {} : { timestamp }),
     rev: value.rev,
     commit: value.repo.toString(),
     signature: value.signature,

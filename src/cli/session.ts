@@ -26,6 +26,7 @@ import { NoSpaceError, UsageError } from './errors.ts'
 import { printLine, type Io } from './io.ts'
 import { createLocalClock, pushLocalClock } from './local-clock.ts'
 import { readAgentConfig, type AgentConfig, type Flags } from './options.ts'
+import { refused } from './service.ts'
 
 /** A Space by its DID. */
 export type SpaceDID = `did:key:${string}`
@@ -148,7 +149,7 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
         proofs: proofsFor(client, space, ['clock/head', 'clock/advance']),
       }
       await pushLocalClock(local, authority, connection)
-      return createClock(authority, { connection })
+      return explained(createClock(authority, { connection }))
     },
     async [Symbol.asyncDispose]() {
       const opened = await stores?.catch(() => undefined)
@@ -156,4 +157,17 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     },
   }
   return session
+}
+
+/** A clock whose refusals say what the user can do. */
+function explained(clock: Clock): Clock {
+  const explain = (error: unknown): never => {
+    const { name, message } = Object((error as Error).cause) as Partial<Error>
+    if (name !== 'Unauthorized') throw error
+    throw refused({ name, message: message ?? '' })
+  }
+  return {
+    head: (...input) => clock.head(...input).catch(explain),
+    advance: (...input) => clock.advance(...input).catch(explain),
+  }
 }

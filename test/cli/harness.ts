@@ -75,7 +75,9 @@ export class Agent {
 }
 
 /** Folders that are removed at the end. */
-export async function createFolder(): Promise<{ path: string } & AsyncDisposable> {
+export async function createFolder(): Promise<
+  { path: string } & AsyncDisposable
+> {
   const path = await mkdtemp(join(tmpdir(), 'bluesky-backups-test-'))
   return {
     path,
@@ -86,10 +88,11 @@ export async function createFolder(): Promise<{ path: string } & AsyncDisposable
 /** Starts a backup service that works in the network. */
 export function startTestService(
   network: Network,
-  dataFolder: string
+  dataFolder: string,
+  flags: Parameters<typeof readConfig>[0] = {}
 ): Promise<RunningService> {
   return startService(
-    readConfig({ port: '0', dataFolder }, network.environment),
+    readConfig({ port: '0', dataFolder, ...flags }, network.environment),
     { logger: pino({ level: 'silent' }) }
   )
 }
