@@ -4,7 +4,7 @@
  * @packageDocumentation
  */
 import { Command, CommanderError } from 'commander'
-import packageJson from '../../package.json' with { type: 'json' }
+import { PACKAGE } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
 import { createBackupCommand } from './commands/backup.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
@@ -76,8 +76,8 @@ export async function runProcess(process: NodeJS.Process): Promise<void> {
 
 function createProgram(io: Io, onFailed: () => void): Command {
   const program = new Command('bluesky-backups')
-    .description(packageJson.description)
-    .version(packageJson.version)
+    .description(PACKAGE.description)
+    .version(PACKAGE.version)
     .exitOverride()
     .configureOutput({
       writeOut: (text) => void io.stdout.write(text),

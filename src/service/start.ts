@@ -5,7 +5,6 @@ import { serve } from '@hono/node-server'
 import { connect } from '@ucanto/client'
 import { CAR } from '@ucanto/transport'
 import type { Logger } from 'pino'
-import packageJson from '../../package.json' with { type: 'json' }
 import {
   createAccountReader,
   createIdentityResolver,
@@ -17,6 +16,7 @@ import {
   createFileSpool,
   createNativeSha256,
   loadKeyFile,
+  PACKAGE,
   systemTime,
 } from '../node/index.ts'
 import { openStores } from '../stores/index.ts'
@@ -131,8 +131,8 @@ export async function startService(
     })
     const app = createApp({
       info: {
-        name: packageJson.name,
-        version: packageJson.version,
+        name: PACKAGE.name,
+        version: PACKAGE.version,
         did,
         agent: agent.did(),
       },
