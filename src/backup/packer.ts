@@ -145,7 +145,7 @@ export class Packer {
 
   #throwIfFailed(): void {
     // What an upload threw goes on as it is.
-    // eslint-disable-next-line @typescript-eslint/only-throw-error
+
     if (this.#failure) throw this.#failure.error
   }
 }

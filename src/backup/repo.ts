@@ -175,7 +175,7 @@ export function collectBlobs(record: Uint8Array, blobs: Set<string>): void {
     if (item === null || typeof item !== 'object') continue
     if (item instanceof Uint8Array || CID.asCID(item)) continue
     if (Array.isArray(item)) {
-      queue.push(...(item as unknown[]))
+      for (const part of item as unknown[]) queue.push(part)
       continue
     }
     const { $type, ref, cid, mimeType } = item as Record<string, unknown>
@@ -186,7 +186,7 @@ export function collectBlobs(record: Uint8Array, blobs: Set<string>): void {
       // Form of blobs before the blob type had a name of its own.
       blobs.add(cid)
     } else {
-      queue.push(...Object.values(item))
+      for (const part of Object.values(item) as unknown[]) queue.push(part)
     }
   }
 }

@@ -464,7 +464,7 @@ class BlobBackup {
   async finish(): Promise<void> {
     await this.settle()
     // What a fetch or an upload threw goes on as it is.
-    // eslint-disable-next-line @typescript-eslint/only-throw-error
+
     if (this.#failure) throw this.#failure.error
   }
 

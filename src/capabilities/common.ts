@@ -1,11 +1,13 @@
-import type { Failure, Link, Result } from '@ucanto/interface'
+import type { Failure, Link, Result, Unit } from '@ucanto/interface'
 import { fail, Schema } from '@ucanto/validator'
 
 /** A Space: always a `did:key`. */
 export const SpaceDID = Schema.did({ method: 'key' })
 
 /** Requires all of the given rules. */
-export function and(...results: Result<{}, Failure>[]): Result<{}, Failure> {
+export function and(
+  ...results: Result<Unit, Failure>[]
+): Result<Unit, Failure> {
   return results.find((result) => result.error) ?? { ok: {} }
 }
 
@@ -13,7 +15,7 @@ export function and(...results: Result<{}, Failure>[]): Result<{}, Failure> {
 export function equalWith(
   claimed: { with: string },
   delegated: { with: string }
-): Result<{}, Failure> {
+): Result<Unit, Failure> {
   return claimed.with === delegated.with
     ? { ok: {} }
     : fail(`cannot derive ${claimed.with} from ${delegated.with}`)
@@ -24,7 +26,7 @@ export function equal(
   claimed: string | undefined,
   delegated: string | undefined,
   field: string
-): Result<{}, Failure> {
+): Result<Unit, Failure> {
   return delegated === undefined || claimed === delegated
     ? { ok: {} }
     : fail(
@@ -37,7 +39,7 @@ export function equalLink(
   claimed: Link | undefined,
   delegated: Link | undefined,
   field: string
-): Result<{}, Failure> {
+): Result<Unit, Failure> {
   return equal(claimed?.toString(), delegated?.toString(), field)
 }
 
@@ -46,7 +48,7 @@ export function narrower(
   claimed: readonly string[] | undefined,
   delegated: readonly string[] | undefined,
   field: string
-): Result<{}, Failure> {
+): Result<Unit, Failure> {
   if (delegated === undefined) return { ok: {} }
   if (claimed === undefined) {
     return fail(

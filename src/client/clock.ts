@@ -48,7 +48,7 @@ export async function advance(
     audience: audience ?? connection.id,
     with: space,
     proofs,
-    nb: { event: event as Link<unknown, number, number, 1> },
+    nb: { event: event },
     // Links in the facts make the blocks part of the invocation.
     facts: [Object.fromEntries(blocks.map(({ cid }) => [`${cid}`, cid]))],
     ...(expiration === undefined ? {} : { expiration }),

@@ -33,7 +33,7 @@ export function connect({
   fetch?: typeof globalThis.fetch
 }): Connection {
   return connectTo<Service>({
-    id: DID.parse(did) as Principal,
+    id: DID.parse(did),
     codec: CAR.outbound,
     channel: HTTP.open<Service>({
       url,

@@ -23,6 +23,6 @@ export function decodeDelegations(bytes: Uint8Array): DelegationView[] {
   const all = new Map<string, Block>(blocks)
   for (const root of roots) all.set(`${root.cid}`, root)
   return roots.map(({ cid }) =>
-    Delegation.view({ root: cid as Link<never>, blocks: all as never })
+    Delegation.view({ root: cid as Link<never>, blocks: all })
   )
 }

@@ -46,7 +46,7 @@ export function createBackupService(context: ServiceContext) {
         const task = await Backup.perform.delegate({
           issuer: agent,
           audience: agent,
-          with: agent.did() as `did:key:${string}`,
+          with: agent.did(),
           nb: { space, account, cause: invocation.cid },
           expiration: Infinity,
         })
@@ -88,11 +88,11 @@ export function createBackupService(context: ServiceContext) {
 
 function delegationIn(invocation: Invocation, link: Link) {
   const delegation = Delegation.view(
-    { root: link as Link<never>, blocks: attachedBlocks(invocation) as never },
+    { root: link as Link<never>, blocks: attachedBlocks(invocation) },
     null
   )
   return delegation
-    ? ok([delegation as DelegationView])
+    ? ok([delegation])
     : failure(
         'InsufficientDelegation',
         `the delegation ${link} is not attached; attach its blocks to the invocation`

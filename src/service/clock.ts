@@ -79,7 +79,7 @@ async function collectEvents(
 
 function decode(block: Block) {
   try {
-    const { parents } = decodeEvent(block as never)
+    const { parents } = decodeEvent(block)
     return ok(parents.map(String))
   } catch (error) {
     return failure(

@@ -37,7 +37,7 @@ export async function createServer(context: ServiceContext) {
     id,
     codec: CAR.inbound,
     service: createService(context),
-    audience: Schema.literal(id.did()).or(Schema.literal(agent.did())) as never,
+    audience: Schema.literal(id.did()).or(Schema.literal(agent.did())),
     ...createValidation(context, attestations),
     catch: (error) => {
       logger.error({ err: error }, 'a handler failed')

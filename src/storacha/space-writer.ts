@@ -3,8 +3,8 @@ import * as Link from 'multiformats/link'
 import * as Digest from 'multiformats/hashes/digest'
 import { Blob as SpaceBlob, Index, Upload } from '@storacha/upload-client'
 import { ShardedDAGIndex } from '@storacha/blob-index'
+import type { BackupError } from '../backup/errors.ts'
 import {
-  BackupError,
   SpaceQuotaError,
   SpaceUnauthorizedError,
   SpaceUnavailableError,

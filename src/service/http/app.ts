@@ -81,7 +81,7 @@ export function createApp(context: AppContext): Hono {
       const response = await server.request({
         headers: c.req.header(),
         body,
-      } as never)
+      })
       return new Response(response.body as Uint8Array<ArrayBuffer>, {
         status: response.status ?? 200,
         headers: response.headers,
