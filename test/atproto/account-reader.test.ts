@@ -398,17 +398,33 @@ describe('account reader', () => {
       assert.equal(String(await bytesOf(await blob(server.url))), 'bytes')
     })
 
-    for (const [headers, retryAfter] of [
-      [{ 'retry-after': '30' }, 30],
-      [{ 'retry-after': '99999999' }, 86_400],
-      [{ 'retry-after': new Date(Date.now() + 60_000).toUTCString() }, 60],
-      [{ 'retry-after': new Date(0).toUTCString() }, 0],
-      [{ 'ratelimit-reset': String(Math.ceil(Date.now() / 1000) + 60) }, 60],
-      [{ 'retry-after': 'soon' }, undefined],
-      [{ 'ratelimit-reset': 'soon' }, undefined],
-      [{}, undefined],
-    ] as [Record<string, string>, number | undefined][]) {
-      it(`wants fewer requests: ${JSON.stringify(headers)}`, async () => {
+    // Dates are made when the test runs, which may be long after it is read.
+    for (const [what, headersOf, retryAfter] of [
+      ['in 30 seconds', () => ({ 'retry-after': '30' }), 30],
+      ['in years', () => ({ 'retry-after': '99999999' }), 86_400],
+      [
+        'from a date on',
+        () => ({ 'retry-after': new Date(Date.now() + 60_000).toUTCString() }),
+        60,
+      ],
+      [
+        'from a date on that is past',
+        () => ({ 'retry-after': new Date(0).toUTCString() }),
+        0,
+      ],
+      [
+        'from a second on',
+        () => ({
+          'ratelimit-reset': String(Math.ceil(Date.now() / 1000) + 60),
+        }),
+        60,
+      ],
+      ['soon', () => ({ 'retry-after': 'soon' }), undefined],
+      ['soon, otherwise', () => ({ 'ratelimit-reset': 'soon' }), undefined],
+      ['some time', () => ({}), undefined],
+    ] as [string, () => Record<string, string>, number | undefined][]) {
+      it(`wants fewer requests: ${what}`, async () => {
+        const headers = headersOf()
         await using server = await answering({ ...html, status: 429, headers })
         await assert.rejects(blob(server.url), (error: Error) => {
           assert.ok(error instanceof RateLimitError)
