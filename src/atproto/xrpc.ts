@@ -60,7 +60,13 @@ export async function query(
   for (const [name, value] of Object.entries(parameters)) {
     if (value !== undefined) url.searchParams.set(name, value)
   }
-  const response = await fetch(url, { redirect: 'follow', signal })
+  const response = await fetch(url, {
+    // Hashes and images do not compress: it would cost both sides time, and
+    // a small answer cannot become a large one.
+    headers: { 'accept-encoding': 'identity' },
+    redirect: 'follow',
+    signal,
+  })
   if (response.status === 200 && response.body) return response as XrpcResponse
   const { status, headers } = response
   const { error, detail } = parseError(await readStart(response))
