@@ -55,8 +55,12 @@ export class Packer {
     digest: Uint8Array,
     bytes: Uint8Array
   ): Promise<void> {
-    if (this.#added.has(digest) || this.#options.known.has(digest)) return
-    if (!this.#builder.fits(bytes.length)) await this.#flush()
+    const isThere = () =>
+      this.#added.has(digest) || this.#options.known.has(digest)
+    if (isThere()) return
+    // Others add blocks too while this one waits.
+    while (!this.#builder.fits(bytes.length)) await this.#flush()
+    if (isThere()) return
     this.#added.set(digest, 0, 0)
     this.#builder.add(cid, digest, bytes)
   }
@@ -74,9 +78,12 @@ export class Packer {
     this.#throwIfFailed()
   }
 
-  /** Waits until no upload is under way, whatever came of it. */
+  /**
+   * Waits until no upload is under way, whatever came of it. Those that wait
+   * for their turn give up by the signal: cleared from the queue, they would
+   * never end.
+   */
   async settle(): Promise<void> {
-    this.#uploads.clear()
     await this.#uploads.onIdle()
     await this.#journalled
   }
@@ -95,8 +102,7 @@ export class Packer {
   }
 
   async #upload(sealed: SealedShard): Promise<IndexedShard | undefined> {
-    const { gate, writer, createSha256, signal } = this.#options
-    await gate
+    const { writer, createSha256, signal } = this.#options
     signal?.throwIfAborted()
     if (sealed.slices.length === 0) return undefined
     const digest = createDigest(
@@ -156,8 +162,6 @@ export interface PackerOptions {
   createSha256: CreateSha256
   /** What the Space has and need not be uploaded. */
   known: KnownBlocks
-  /** Nothing is uploaded before this is fulfilled. */
-  gate: Promise<unknown>
   /** Size of a shard in bytes. */
   shardSize: number
   onUpload: (counts: UploadCounts) => void
