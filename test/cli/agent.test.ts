@@ -212,7 +212,10 @@ describe('the agent on the command line', () => {
 
       const { spaces } = await agent.json(['space', 'ls'])
       assert.deepEqual(
-        spaces.map(({ name, current }: any) => [name, current]),
+        spaces.map(({ name, current }: { name: string; current: boolean }) => [
+          name,
+          current,
+        ]),
         [
           ['one', false],
           ['two', true],
@@ -275,7 +278,7 @@ describe('the agent on the command line', () => {
       await second.json(['space', 'use', 'shared'])
       const { capabilities } = await second.json(['delegate', SERVICE])
       assert.deepEqual(
-        capabilities.map(({ can }: any) => can),
+        capabilities.map(({ can }: { can: string }) => can),
         [...BACKUP_ABILITIES]
       )
       // One that is made later comes with the next login.

@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
+import { once } from 'node:events'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { CarReader } from '@ipld/car'
 import type { Manifest } from '../../src/cli/export.ts'
@@ -360,7 +363,9 @@ describe('backups on the command line', () => {
       const { space, backups } = await agent.json(['backup', 'ls'])
       assert.match(space, /^did:key:/)
       assert.ok(backups.length >= 3)
-      const times = backups.map(({ timestamp }: any) => timestamp)
+      const times = backups.map(
+        ({ timestamp }: { timestamp: string }) => timestamp
+      )
       assert.deepEqual(times, times.toSorted().reverse())
       for (const backup of backups) {
         assert.match(backup.timestamp, TIMESTAMP)
@@ -371,6 +376,18 @@ describe('backups on the command line', () => {
       const { stdout } = await agent.run(['backup', 'ls', 'alice.test'])
       assert.match(stdout, /^TIME +ACCOUNT +REVISION +PARTS +MISSING BLOBS\n/)
       assert.ok(stdout.includes(times[0]))
+    })
+
+    it('ends at once when it is interrupted', async () => {
+      await using hanging = await startHangingServer()
+      const interrupt = new AbortController()
+      void hanging.asked.then(() => interrupt.abort())
+      const { code, stderr } = await agent.run(
+        ['backup', 'ls', '--service', hanging.url],
+        { signal: interrupt.signal }
+      )
+      assert.equal(code, 130)
+      assert.equal(stderr, 'error: interrupted\n')
     })
 
     it('lists as many as asked for', async () => {
@@ -470,7 +487,7 @@ describe('backups on the command line', () => {
       assert.equal(backups.length, 2)
       const { accounts } = await family.json(['status'])
       assert.deepEqual(
-        accounts.map(({ account }: any) => account),
+        accounts.map(({ account }: { account: string }) => account),
         [alice.did, bob.did].toSorted()
       )
       const { code: missing, json } = await family.run([
@@ -659,6 +676,24 @@ describe('backups on the command line', () => {
     }
   })
 })
+
+/** A server that never answers. */
+async function startHangingServer() {
+  const { promise: asked, resolve } = Promise.withResolvers<void>()
+  const server = createServer(() => resolve())
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  return {
+    url: `http://127.0.0.1:${port}`,
+    asked,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections()
+      server.close()
+      await once(server, 'close')
+    },
+  }
+}
 
 async function readManifest(folder: string): Promise<Manifest> {
   return JSON.parse(await readFile(join(folder, 'manifest.json'), 'utf8'))

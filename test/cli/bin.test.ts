@@ -155,17 +155,14 @@ describe('bin', () => {
 
   it('uses the Node.js that is installed along where the own one is old', async function () {
     if (!OLD_NODE) this.skip()
-    const whoami = await start(['whoami', '--json'], { node: OLD_NODE }).ended()
-    assert.equal(whoami.code, 0, whoami.stderr)
-    const wrong = await start(['frobnicate'], { node: OLD_NODE }).ended()
-    assert.equal(wrong.code, 2)
-
+    const wrong = start(['frobnicate'], { node: OLD_NODE }).ended()
     const serve = start(['serve'], { node: OLD_NODE })
     await serve.until(/\nkey .*\n/)
     serve.child.kill('SIGTERM')
     const { code, signal } = await serve.ended()
     assert.equal(signal, null)
     assert.equal(code, 0)
+    assert.equal((await wrong).code, 2)
   })
 
   it('says how to get a newer Node.js where none is installed along', async function () {

@@ -11,13 +11,17 @@ import {
 } from '../../src/service/index.ts'
 import type { Network } from '../network/index.ts'
 
+/** What tests look into as they expect it to be. */
+
+type Json = any
+
 /** What a command printed, and how it ended. */
 export interface Finished {
   code: number
   stdout: string
   stderr: string
   /** The one object on stdout, with `--json`. */
-  json: any
+  json: Json
 }
 
 export interface RunOptions {
@@ -63,7 +67,7 @@ export class Agent {
   }
 
   /** Runs a command that must succeed, and gives its object. */
-  async json(argv: string[], options?: RunOptions): Promise<any> {
+  async json(argv: string[], options?: RunOptions): Promise<Json> {
     const finished = await this.run([...argv, '--json'], options)
     if (finished.code !== 0) {
       throw new Error(
