@@ -363,21 +363,26 @@ export async function verifyBackup(
   } catch (error) {
     note('repository', error)
   }
-  for await (const [cid, root] of backup.blobs()) {
-    referred.delete(cid)
-    try {
-      for await (const bytes of backup.blob(cid, root)) {
-        step()
-        result.blobBytes += bytes.length
+  try {
+    for await (const [cid, root] of backup.blobs()) {
+      referred.delete(cid)
+      try {
+        for await (const bytes of backup.blob(cid, root)) {
+          step()
+          result.blobBytes += bytes.length
+        }
+        result.blobs++
+      } catch (error) {
+        note(cid, error)
       }
-      result.blobs++
-    } catch (error) {
-      note(cid, error)
     }
-  }
-  for await (const [cid] of backup.missing()) {
-    referred.delete(cid)
-    result.missing++
+    for await (const [cid] of backup.missing()) {
+      referred.delete(cid)
+      result.missing++
+    }
+  } catch (error) {
+    note('list of blobs', error)
+    return result
   }
   if (backup.value.parts.includes('blobs')) {
     for (const cid of referred) {

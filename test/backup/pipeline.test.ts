@@ -443,10 +443,10 @@ describe('the pipeline', () => {
     interface Bad {
       name: string
       error: string
-      tamper(
+      tamper: (
         accounts: AccountReader,
         account: Account
-      ): Promise<Partial<AccountReader>>
+      ) => Promise<Partial<AccountReader>>
     }
 
     const rows: Bad[] = [
@@ -566,7 +566,7 @@ describe('the pipeline', () => {
         safeFetch: {
           small: { timeout: 300 },
           stream: { headTimeout: 300, idleTimeout: 300 },
-        } as never,
+        },
       })
       const { identities } = patient.context
       await assert.rejects(
@@ -760,7 +760,7 @@ async function rewrite(
   const reader = await CarReader.fromBytes(car)
   const blocks: CarBlocks = []
   for await (const { cid, bytes } of reader.blocks()) {
-    blocks.push({ cid: cid as CID, bytes })
+    blocks.push({ cid: cid, bytes })
   }
   const roots = root ? [root] : await reader.getRoots()
   const { writer, out } = CarWriter.create(roots)
