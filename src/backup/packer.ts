@@ -26,6 +26,8 @@ export class Packer {
   readonly #uploads = new PQueue({ concurrency: CONCURRENT_UPLOADS })
   readonly #shards: IndexedShard[] = []
   #builder: ShardBuilder
+  /** Memory of shards that were uploaded, for those to come. */
+  readonly #free: Uint8Array[] = []
   #journalled: Promise<unknown> = Promise.resolve()
   #failure: { error: unknown } | undefined
 
@@ -92,7 +94,7 @@ export class Packer {
     this.#throwIfFailed()
     if (this.#builder.isEmpty && this.#builder.blobs.length === 0) return
     const sealed = this.#builder.seal()
-    this.#builder = new ShardBuilder(this.#options.shardSize)
+    this.#builder = new ShardBuilder(this.#options.shardSize, this.#free.pop())
     const previous = this.#journalled
     // Started here, awaited by later calls: failures are kept in #failure.
     const uploaded = this.#uploads.add(() => this.#upload(sealed))
@@ -109,13 +111,15 @@ export class Packer {
       SHA2_256_CODE,
       digestOf(createSha256, sealed.bytes)
     ).bytes
+    const size = sealed.bytes.length
     const { location } = await writer.putShard(
       { digest, bytes: sealed.bytes },
       { signal }
     )
+    this.#free.push(sealed.buffer)
     return {
       digest,
-      size: sealed.bytes.length,
+      size,
       ...(location === undefined ? {} : { location }),
       slices: sealed.slices,
     }

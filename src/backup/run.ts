@@ -58,7 +58,7 @@ export interface BackupLimits {
 export const DEFAULT_LIMITS: BackupLimits = {
   maxBlobSize: 512 * 1024 * 1024,
   concurrentBlobs: 8,
-  shardSize: 16 * 1024 * 1024,
+  shardSize: 8 * 1024 * 1024,
 }
 
 /** Reads of a repository that changes while it is read, before giving up. */
