@@ -4,9 +4,6 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import * as Client from '@storacha/client'
-import { uploadServiceConnection } from '@storacha/client/service'
-import { StoreMemory } from '@storacha/client/stores/memory'
 import { Delegation, DID } from '@ucanto/core'
 import type { Principal } from '@ucanto/interface'
 import {
@@ -15,6 +12,7 @@ import {
 } from '../src/capabilities/index.ts'
 import { Backup, connect } from '../src/client/index.ts'
 import { createEnvironment, type Storacha } from '../test/network/index.ts'
+import { createStorachaClient } from '../test/network/storacha-client.ts'
 import type { NetworkRequest } from './network-process.ts'
 
 const POLL_INTERVAL = 50
@@ -156,20 +154,7 @@ async function ended(child: ChildProcess, stop: () => void): Promise<void> {
 
 /** Somebody with a new Space, and the agent that uses it. */
 export async function createCustomer(network: Network) {
-  const connection = uploadServiceConnection({
-    id: DID.parse(network.storacha.did),
-    url: new URL(network.storacha.url),
-  })
-  const client = await Client.create({
-    store: new StoreMemory(),
-    serviceConf: {
-      access: connection,
-      upload: connection,
-      filecoin: connection,
-      gateway: connection,
-    },
-    receiptsEndpoint: new URL(network.storacha.receiptsUrl),
-  })
+  const client = await createStorachaClient(network.storacha)
   const account = await client.login('alice@example.com')
   const space = await client.createSpace('bench', {
     account,

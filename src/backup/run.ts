@@ -253,7 +253,7 @@ export async function runBackup(
         await packer.addRepoBlock(digest, bytes)
       }
       if (parts.includes('blobs')) {
-        for (const cid of repo.blobs) await blobs.consider(cid)
+        for (const cid of repo.blobs.keys()) await blobs.consider(cid)
       }
     }
     await blobs.finish()

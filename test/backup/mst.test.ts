@@ -5,7 +5,7 @@ import * as raw from 'multiformats/codecs/raw'
 import { sha256 } from 'multiformats/hashes/sha2'
 import { InvalidRepoError } from '../../src/backup/index.ts'
 import { decodeMstNode } from '../../src/backup/mst.ts'
-import { collectBlobs } from '../../src/backup/repo.ts'
+import { collectBlobs, type ReferredBlobs } from '../../src/backup/repo.ts'
 import { decodeCommit, verifyCommit } from '../../src/backup/commit.ts'
 
 const DID = 'did:plc:ewvi7nxzyoun6zhxrhs64oiz'
@@ -157,9 +157,9 @@ describe('blocks of a repository', () => {
 
   describe('blobs in a record', () => {
     function blobsIn(record: unknown): string[] {
-      const blobs = new Set<string>()
+      const blobs: ReferredBlobs = new Map()
       collectBlobs(dagCBOR.encode(record), blobs)
-      return [...blobs]
+      return [...blobs.keys()]
     }
 
     it('are found wherever they are', () => {
@@ -195,7 +195,7 @@ describe('blocks of a repository', () => {
     })
 
     it('are none in what cannot be read', () => {
-      const blobs = new Set<string>()
+      const blobs: ReferredBlobs = new Map()
       collectBlobs(new TextEncoder().encode('mimeType'), blobs)
       collectBlobs(new TextEncoder().encode('mime'), blobs)
       assert.equal(blobs.size, 0)
