@@ -7,8 +7,6 @@ import type { Delegation, Link } from '@ucanto/interface'
 import { Backup } from '../capabilities/index.ts'
 import type { InvocationConfig, InvocationOptions } from './connection.ts'
 
-type VersionedLink = Link<unknown, number, number, 1>
-
 /** What to back up. */
 export interface RunInput {
   /** DID of the account. */
@@ -34,7 +32,7 @@ export async function run(
     nb: {
       account,
       ...(include ? { include } : {}),
-      ...(delegation ? { delegation: delegation.cid as VersionedLink } : {}),
+      ...(delegation ? { delegation: delegation.cid } : {}),
     },
     // Links in the facts make the blocks part of the invocation.
     ...(delegation
@@ -68,7 +66,7 @@ export async function status(
       audience: audience ?? connection.id,
       with: space,
       proofs,
-      nb: input.run ? { run: input.run as VersionedLink } : {},
+      nb: input.run ? { run: input.run } : {},
       ...(expiration === undefined ? {} : { expiration }),
       ...(nonce === undefined ? {} : { nonce }),
     })

@@ -79,12 +79,12 @@ async function collectEvents(
 
 function decode(block: Block) {
   try {
-    const { parents } = decodeEvent(block as never)
+    const { parents } = decodeEvent(block)
     return ok(parents.map(String))
   } catch (error) {
     return failure(
       'InvalidEvent',
-      `${block.cid} is not an event: ${error instanceof Error ? error.message : String(error)}`
+      `${block.cid.toString()} is not an event: ${error instanceof Error ? error.message : String(error)}`
     )
   }
 }
