@@ -183,3 +183,12 @@ export async function until<T>(
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
 }
+
+/** What was answered where nothing but a failure can be. */
+export function failureOf(out: { ok?: unknown; error?: unknown }): {
+  name: string
+  message: string
+} {
+  if (!out.error) throw new Error('there is no failure')
+  return out.error as { name: string; message: string }
+}
