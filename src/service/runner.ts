@@ -35,18 +35,28 @@ import { createJournal } from './journal.ts'
 /** Errors that a run ends with as they are; others are for the log alone. */
 const TOLD = [BackupError, DecodeError, MissingBlockError, UnreadableStateError]
 
-/** How runs are shared out among processes. Milliseconds. */
-export const RUNNER_POLICY = {
+/** How runs are shared out among processes. Times in milliseconds. */
+export interface RunnerPolicy {
   /** Another process takes a run over that was not heard of for so long. */
+  lease: number
+  /** How often a run is kept at least. */
+  heartbeat: number
+  /** How often progress is written while it changes. */
+  progress: number
+  /** How often a process looks for runs that others left behind. */
+  poll: number
+  /** A run that was begun so often without coming to an end is given up. */
+  attempts: number
+  /** How long a run that is to stop may take, before it is left behind. */
+  grace: number
+}
+
+export const RUNNER_POLICY: RunnerPolicy = {
   lease: 30_000,
   heartbeat: 5_000,
-  /** How often progress is written while it changes. */
   progress: 500,
-  /** How often a process looks for runs that others left behind. */
   poll: 5_000,
-  /** What is begun so often without an end is given up. */
   attempts: 20,
-  /** How long a run that is to stop may take, before it is left behind. */
   grace: 5_000,
 }
 
@@ -60,7 +70,7 @@ export interface RunnerContext extends PipelineContext {
   connection: () => Connection
   /** Runs at the same time in this process. */
   concurrency: number
-  policy?: typeof RUNNER_POLICY
+  policy: RunnerPolicy
 }
 
 /** Works off queued runs. */
@@ -88,8 +98,7 @@ class LeaseLostError extends Error {
 
 /** Starts to work off runs, also those that an earlier process left. */
 export function startRunner(context: RunnerContext): Runner {
-  const { stores, time, logger, concurrency } = context
-  const policy = context.policy ?? RUNNER_POLICY
+  const { stores, time, logger, concurrency, policy } = context
   const active = new Set<{ stop: AbortController; done: Promise<void> }>()
   const stopping = new AbortController()
   // The space metadata that runs read is shared by all of them.

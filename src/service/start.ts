@@ -24,7 +24,7 @@ import type { PipelineContext } from './context.ts'
 import { createApp } from './http/app.ts'
 import { listen } from './http/listen.ts'
 import { createLogger } from './logger.ts'
-import { startRunner } from './runner.ts'
+import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
 
 /** A service that listens. Disposing of it drains and stops it. */
@@ -38,6 +38,15 @@ export interface RunningService extends AsyncDisposable {
   keyCreated: boolean
 }
 
+/** What is no matter of configuration. */
+export interface ServiceOptions {
+  logger?: Logger
+  time?: Time
+  policy?: RunnerPolicy
+  /** Size of the CARs that are put into Spaces, in bytes. */
+  shardSize?: number
+}
+
 /**
  * Starts the service.
  *
@@ -49,7 +58,9 @@ export async function startService(
   {
     logger = createLogger(config.logLevel),
     time = systemTime,
-  }: { logger?: Logger; time?: Time } = {}
+    policy = RUNNER_POLICY,
+    shardSize = DEFAULT_LIMITS.shardSize,
+  }: ServiceOptions = {}
 ): Promise<RunningService> {
   await using resources = new AsyncDisposableStack()
   await mkdir(config.dataFolder, { recursive: true, mode: 0o700 })
@@ -82,7 +93,8 @@ export async function startService(
   const channel = server as unknown as Channel<Service>
   const runner = startRunner({
     ...context,
-    ...createPipeline(config, logger),
+    ...createPipeline(config, { logger, shardSize }),
+    policy,
     connection: () => connect({ id, codec: CAR.outbound, channel }),
     concurrency: config.concurrentRuns,
   })
@@ -120,7 +132,7 @@ export async function startService(
 /** What runs need of the world. */
 function createPipeline(
   config: ServiceConfig,
-  logger: Logger
+  { logger, shardSize }: { logger: Logger; shardSize: number }
 ): PipelineContext {
   const { allowPrivateNetwork, handleResolverUrl } = config
   if (allowPrivateNetwork) {
@@ -149,7 +161,7 @@ function createPipeline(
     createSpool: () => createFileSpool(),
     createSha256: createNativeSha256,
     limits: {
-      ...DEFAULT_LIMITS,
+      shardSize,
       maxBlobSize: config.maxBlobSize,
       concurrentBlobs: config.concurrentBlobs,
     },

@@ -6,7 +6,7 @@ import type { ServiceContext } from './context.ts'
 import { TooManySignaturesError } from './errors.ts'
 
 /** Signatures that are checked for one request. */
-const MAX_SIGNATURES = 1000
+const MAX_SIGNATURES = 500
 
 /**
  * How the proofs of one request are validated: which `did:web`s have which

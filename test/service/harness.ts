@@ -15,7 +15,11 @@ import { connect } from '../../src/client/index.ts'
 import type { Connection } from '../../src/client/index.ts'
 import { createLogger } from '../../src/service/logger.ts'
 import { readConfig, startService } from '../../src/service/index.ts'
-import type { RunningService, SettingName } from '../../src/service/index.ts'
+import type {
+  RunningService,
+  ServiceOptions,
+  SettingName,
+} from '../../src/service/index.ts'
 import { createEvent } from '../../src/space/index.ts'
 import type { Block, EventLink, State } from '../../src/space/interface.ts'
 
@@ -78,7 +82,8 @@ export interface TestService extends RunningService {
  */
 export async function startTestService(
   flags: Partial<Record<SettingName, string>> = {},
-  environment: Record<string, string> = {}
+  environment: Record<string, string> = {},
+  options: ServiceOptions = {}
 ): Promise<TestService> {
   await using resources = new AsyncDisposableStack()
   const dataFolder =
@@ -91,6 +96,7 @@ export async function startTestService(
   const lines: string[] = []
   const service = resources.use(
     await startService(config, {
+      ...options,
       logger: createLogger('debug', {
         write: (line) => {
           lines.push(line)

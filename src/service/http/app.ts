@@ -1,5 +1,4 @@
 import { Hono } from 'hono'
-import { bodyLimit } from 'hono/body-limit'
 import { cors } from 'hono/cors'
 import { CID } from 'multiformats/cid'
 import type { Logger } from 'pino'
@@ -8,6 +7,7 @@ import type { ServiceInfo } from '../../client/index.ts'
 import type { Stores } from '../../stores/index.ts'
 import { InvalidBodyError } from '../errors.ts'
 import type { InvocationServer } from '../server.ts'
+import { BodyTooLargeError, readBody } from './read-body.ts'
 import { verifyBlocks } from './verify-blocks.ts'
 
 const CAR_TYPE = 'application/vnd.ipld.car'
@@ -59,46 +59,26 @@ export function createApp(context: AppContext): Hono {
     if (context.isDraining()) c.header('connection', 'close')
   })
 
-  app.post(
-    '/',
-    async (c, next) => {
-      if (context.isDraining()) {
-        c.header('retry-after', `${RETRY_AFTER}`)
-        return c.json(
-          problem('ServiceUnavailable', 'the service is going down; try again'),
-          503
-        )
-      }
-      const type = c.req.header('content-type')?.split(';')[0]?.trim()
-      if (type?.toLowerCase() !== CAR_TYPE) {
-        return c.json(
-          problem(
-            'UnsupportedMediaType',
-            `invocations are sent as ${CAR_TYPE}`
-          ),
-          415
-        )
-      }
-      return next()
-    },
-    bodyLimit({
-      maxSize: context.maxBodySize,
-      onError: (c) =>
-        c.json(
-          problem(
-            'BodyTooLarge',
-            `the body is larger than ${context.maxBodySize} bytes`
-          ),
-          413
-        ),
-    }),
-    async (c) => {
-      const body = new Uint8Array(await c.req.arrayBuffer())
-      await verifyBlocks(body)
-      const answer = await server.request({ body })
-      return c.body(answer.body as Uint8Array<ArrayBuffer>, 200, answer.headers)
+  app.post('/', async (c) => {
+    if (context.isDraining()) {
+      c.header('retry-after', `${RETRY_AFTER}`)
+      return c.json(
+        problem('ServiceUnavailable', 'the service is going down; try again'),
+        503
+      )
     }
-  )
+    const type = c.req.header('content-type')?.split(';')[0]?.trim()
+    if (type?.toLowerCase() !== CAR_TYPE) {
+      return c.json(
+        problem('UnsupportedMediaType', `invocations are sent as ${CAR_TYPE}`),
+        415
+      )
+    }
+    const body = await readBody(c.req.raw, context.maxBodySize)
+    await verifyBlocks(body)
+    const answer = await server.request({ body })
+    return c.body(answer.body as Uint8Array<ArrayBuffer>, 200, answer.headers)
+  })
 
   app.get('/', (c) => c.json({ ...info, capabilities: ABILITIES }))
 
@@ -155,6 +135,11 @@ export function createApp(context: AppContext): Hono {
   app.onError((error, c) => {
     if (error instanceof InvalidBodyError) {
       return c.json(problem('InvalidBody', error.message), 400)
+    }
+    if (error instanceof BodyTooLargeError) {
+      // The rest of the body is not read.
+      c.header('connection', 'close')
+      return c.json(problem('BodyTooLarge', error.message), 413)
     }
     logger.error({ err: error }, 'a request failed')
     return c.json(

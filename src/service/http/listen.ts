@@ -29,7 +29,11 @@ export interface HttpServer extends AsyncDisposable {
  */
 export async function listen(
   handle: (request: Request) => Response | Promise<Response>,
-  { host, port }: { host: string; port: number }
+  {
+    host,
+    port,
+    closeTimeout = CLOSE_TIMEOUT,
+  }: { host: string; port: number; closeTimeout?: number }
 ): Promise<HttpServer> {
   const server = createAdaptorServer({
     fetch: handle,
@@ -53,7 +57,7 @@ export async function listen(
       server.close()
       const timer = setTimeout(() => {
         server.closeAllConnections()
-      }, CLOSE_TIMEOUT)
+      }, closeTimeout)
       await closed
       clearTimeout(timer)
     },
