@@ -1,13 +1,25 @@
 /**
- * The local network in a process of its own, so that what it takes is not
- * measured. Talks to its parent by messages.
+ * Half of the local network in a process of its own: what it takes is not
+ * measured, and hosts and storage do not wait for each other. Talks to its
+ * parent by messages.
  */
-import { seedAccount, startNetwork, type Seed } from '../test/network/index.ts'
+import {
+  seedAccount,
+  startPds,
+  startPlc,
+  startStoracha,
+  type Account,
+  type Seed,
+  type Storacha,
+} from '../test/network/index.ts'
 
-await using network = await startNetwork()
-
+const WRITES_PER_REQUEST = 200
 const HANDLE = 'alice.test'
-const account = await network.pds.createAccount({ handle: HANDLE })
+
+await using resources = new AsyncDisposableStack()
+const half = process.argv[2]
+let account: Account | undefined
+let storacha: Storacha | undefined
 
 process.on('message', (request: NetworkRequest) => {
   void answer(request).then(
@@ -15,19 +27,20 @@ process.on('message', (request: NetworkRequest) => {
     (error: unknown) => process.send?.({ id: request.id, error: String(error) })
   )
 })
-process.send?.({
-  id: 0,
-  ok: {
-    environment: network.environment,
-    pds: network.pds.url,
-    did: account.did,
-    storacha: {
-      url: network.storacha.url,
-      did: network.storacha.did,
-      receiptsUrl: network.storacha.receiptsUrl,
-    },
-  },
-})
+
+if (half === 'host') {
+  const plc = resources.use(await startPlc())
+  const pds = resources.use(await startPds({ plcUrl: plc.url }))
+  account = await pds.createAccount({ handle: HANDLE })
+  process.send?.({
+    id: 0,
+    ok: { plc: plc.url, pds: pds.url, did: account.did },
+  })
+} else {
+  storacha = resources.use(await startStoracha())
+  const { url, did, didKey, receiptsUrl } = storacha
+  process.send?.({ id: 0, ok: { url, did, didKey, receiptsUrl } })
+}
 await new Promise((resolve) => process.once('disconnect', resolve))
 
 export type NetworkRequest = { id: number } & (
@@ -38,22 +51,24 @@ export type NetworkRequest = { id: number } & (
 )
 
 async function answer(request: NetworkRequest): Promise<unknown> {
+  if (request.do === 'bytes-put') return storacha?.stats.bytesPut
+  if (!account) throw new Error('there is no account in this process')
   switch (request.do) {
     case 'seed':
       return seedAccount(account.agent, request.seed)
     case 'post':
       return account.agent.post({ text: request.text })
     case 'large-posts':
-      return writeLargePosts(request.count, request.size)
-    case 'bytes-put':
-      return network.storacha.stats.bytesPut
+      return writeLargePosts(account, request.count, request.size)
   }
 }
 
-const WRITES_PER_REQUEST = 200
-
 /** @param size - of each record, in bytes, about */
-async function writeLargePosts(count: number, size: number): Promise<void> {
+async function writeLargePosts(
+  account: Account,
+  count: number,
+  size: number
+): Promise<void> {
   for (let start = 0; start < count; start += WRITES_PER_REQUEST) {
     const writes = Array.from(
       { length: Math.min(WRITES_PER_REQUEST, count - start) },

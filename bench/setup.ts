@@ -4,9 +4,6 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import * as Client from '@storacha/client'
-import { uploadServiceConnection } from '@storacha/client/service'
-import { StoreMemory } from '@storacha/client/stores/memory'
 import { Delegation, DID } from '@ucanto/core'
 import type { Principal } from '@ucanto/interface'
 import {
@@ -14,30 +11,60 @@ import {
   type Backup as BackupProtocol,
 } from '../src/capabilities/index.ts'
 import { Backup, connect } from '../src/client/index.ts'
+import { createEnvironment, type Storacha } from '../test/network/index.ts'
+import { createStorachaClient } from '../test/network/storacha-client.ts'
 import type { NetworkRequest } from './network-process.ts'
 
 const POLL_INTERVAL = 50
 const DAY = 24 * 60 * 60
 
-/** A local network in another process. */
+type Request = NetworkRequest extends infer Each
+  ? Each extends { id: number }
+    ? Omit<Each, 'id'>
+    : never
+  : never
+
+type Storage = Pick<Storacha, 'url' | 'did' | 'didKey' | 'receiptsUrl'>
+
+/** A local network in other processes. */
 export interface Network extends AsyncDisposable {
   environment: Record<string, string>
   /** URL of the PDS. */
   pds: string
   /** The account that is backed up. */
   did: `did:${string}:${string}`
-  storacha: { url: string; did: string; receiptsUrl: string }
-  ask(
-    request: NetworkRequest extends infer R
-      ? R extends { id: number }
-        ? Omit<R, 'id'>
-        : never
-      : never
-  ): Promise<unknown>
+  storacha: Storage
+  ask(request: Request): Promise<unknown>
 }
 
 export async function startNetworkProcess(): Promise<Network> {
-  const child = fork(new URL('network-process.ts', import.meta.url), {
+  const host = await startHalf<{
+    plc: string
+    pds: string
+    did: Network['did']
+  }>('host')
+  const storage = await startHalf<Storage>('storage')
+  const { plc, pds, did } = host.described
+  return {
+    environment: createEnvironment({
+      plc: { url: plc },
+      pds: { url: pds },
+      storacha: storage.described,
+    }),
+    pds,
+    did,
+    storacha: storage.described,
+    ask: (request) =>
+      (request.do === 'bytes-put' ? storage : host).ask(request),
+    async [Symbol.asyncDispose]() {
+      await host.close()
+      await storage.close()
+    },
+  }
+}
+
+async function startHalf<Described>(half: 'host' | 'storage') {
+  const child = fork(new URL('network-process.ts', import.meta.url), [half], {
     stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
   })
   const waiting = new Map<number, PromiseWithResolvers<unknown>>()
@@ -54,17 +81,17 @@ export async function startNetworkProcess(): Promise<Network> {
       waiting.delete(id)
     }
   )
-  const described = (await expect(0)) as Omit<Network, 'ask'>
+  const described = (await expect(0)) as Described
   let lastId = 0
   return {
-    ...described,
-    ask(request) {
+    described,
+    ask(request: Request) {
       const id = ++lastId
       const answer = expect(id)
       child.send({ ...request, id })
       return answer
     },
-    [Symbol.asyncDispose]: () => ended(child, () => child.disconnect()),
+    close: () => ended(child, () => child.disconnect()),
   }
 }
 
@@ -127,20 +154,7 @@ async function ended(child: ChildProcess, stop: () => void): Promise<void> {
 
 /** Somebody with a new Space, and the agent that uses it. */
 export async function createCustomer(network: Network) {
-  const connection = uploadServiceConnection({
-    id: DID.parse(network.storacha.did),
-    url: new URL(network.storacha.url),
-  })
-  const client = await Client.create({
-    store: new StoreMemory(),
-    serviceConf: {
-      access: connection,
-      upload: connection,
-      filecoin: connection,
-      gateway: connection,
-    },
-    receiptsEndpoint: new URL(network.storacha.receiptsUrl),
-  })
+  const client = await createStorachaClient(network.storacha)
   const account = await client.login('alice@example.com')
   const space = await client.createSpace('bench', {
     account,

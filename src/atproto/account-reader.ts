@@ -1,49 +1,71 @@
-import { z } from 'zod'
 import { CID } from 'multiformats/cid'
+import { z } from 'zod'
 import {
   AccountUnavailableError,
   BlobNotFoundError,
   BlobTakenDownError,
   HostError,
 } from '../backup/errors.ts'
-import type { AccountReader, Identity } from '../backup/interface.ts'
-import type { SafeFetch } from './safe-fetch.ts'
+import type {
+  AccountReader,
+  CallOptions,
+  Identity,
+} from '../backup/interface.ts'
+import type { Fetch, SafeFetch } from './safe-fetch.ts'
+import { XrpcError, query, readJSON } from './xrpc.ts'
 
-/** CIDs that `listBlobs` gives at once. */
-const BLOBS_PER_PAGE = 1000
-/** Pages of a host that never ends its list. */
-const MAX_PAGES = 10_000
-const MAX_ERROR_SIZE = 64 * 1024
-const MAX_DETAIL_LENGTH = 256
+/** The most that is taken from a host that lists blobs. */
+const LIST_BLOBS = { pageSize: 1000, maxPages: 10_000, maxBlobs: 2_000_000 }
 
-const xrpcError = z.object({
-  error: z.string().optional(),
-  message: z.string().optional(),
-})
+const CAR_TYPE = /^application\/(vnd\.ipld\.car|octet-stream)\s*(;|$)/i
 
-const latestCommit = z.object({ cid: z.string().max(256), rev: z.string() })
+/** @see https://atproto.com/specs/tid */
+const TID = /^[234567a-j][234567a-z]{12}$/
 
-const blobPage = z.object({
-  cids: z.array(z.string().max(256)).max(BLOBS_PER_PAGE),
-  cursor: z.string().max(4096).optional(),
-})
-
-/** Errors by which hosts say that an account is not to be read. */
-const UNAVAILABLE = new Set([
+const ACCOUNT_ERRORS = [
   'RepoNotFound',
   'RepoTakendown',
-  'RepoSuspended',
   'RepoDeactivated',
+  'RepoSuspended',
+  'AccountNotFound',
   'AccountTakedown',
   'AccountDeactivated',
-])
-const TAKEN_DOWN = new Set(['BlobTakendown', 'BlobTakenDown'])
-const NOT_OFFERED = new Set(['MethodNotImplemented', 'XRPCNotSupported'])
+]
+
+const NO_SUCH_METHOD = ['MethodNotImplemented', 'XRPCNotSupported']
+
+const cid = z.string().max(256).refine(isCid, 'not a CID')
+
+const latestCommitSchema = z.object({ cid, rev: z.string().regex(TID) })
+
+const listBlobsSchema = z.object({
+  cids: z.array(cid),
+  cursor: z.string().max(1024).nullish(),
+})
+
+/** The host wants fewer requests. */
+export class RateLimitError extends HostError {
+  /** Seconds until the next request is welcome, if the host says so. */
+  readonly retryAfter?: number
+
+  constructor(
+    message: string,
+    options: ErrorOptions & { retryAfter?: number }
+  ) {
+    super(message, options)
+    this.retryAfter = options.retryAfter
+  }
+}
 
 /**
- * Reads accounts through the public methods of their hosts.
+ * Reads accounts from their PDSes over XRPC, without a login.
  *
- * @see https://docs.bsky.app/docs/category/http-reference `com.atproto.sync.*`
+ * Beside the errors of the interface, every method may fail with
+ * {@link AccountUnavailableError}, {@link RateLimitError},
+ * {@link ForbiddenAddressError}, or the reason of the signal. Leaving a stream
+ * early closes its connection.
+ *
+ * @see https://docs.bsky.app/docs/api/com-atproto-sync-get-repo
  */
 export function createAccountReader({
   fetch,
@@ -51,164 +73,155 @@ export function createAccountReader({
   fetch: SafeFetch
 }): AccountReader {
   return {
-    async latestCommit({ pds, did }, { signal } = {}) {
-      const url = methodUrl(pds, 'com.atproto.sync.getLatestCommit', { did })
-      const response = await fetch.small(url, withSignal(signal))
-      if (!response.ok) throw await failureOf(response, url)
-      const { cid, rev } = await jsonOf(response, url, latestCommit)
-      try {
-        return { cid: CID.parse(cid), rev }
-      } catch (cause) {
-        throw new HostError(`${url.host} named a commit that is no CID`, {
-          cause,
-        })
-      }
+    async latestCommit(identity, options) {
+      const { did, pds } = identity
+      const method = 'com.atproto.sync.getLatestCommit'
+      const response = await call(fetch.small, pds, method, { did }, options)
+      const { cid, rev } = await readJSON(response, latestCommitSchema)
+      return { cid: CID.parse(cid), rev }
     },
 
-    async repo({ pds, did }, { signal, since } = {}) {
-      const url = methodUrl(pds, 'com.atproto.sync.getRepo', {
-        did,
-        ...(since === undefined ? {} : { since }),
-      })
-      const response = await fetch.stream(url, withSignal(signal))
-      if (!response.ok) throw await failureOf(response, url)
-      if (response.headers.get('content-type')?.includes('html')) {
-        await response.body?.cancel()
+    async repo({ did, pds }, { since, ...options } = {}) {
+      const method = 'com.atproto.sync.getRepo'
+      const parameters = { did, since }
+      const response = await call(
+        fetch.stream,
+        pds,
+        method,
+        parameters,
+        options
+      )
+      const type = response.headers.get('content-type') ?? ''
+      if (!CAR_TYPE.test(type)) {
+        await response.body.cancel()
         throw new HostError(
-          `${url.host} answered with a web page instead of a repository; it may not be a PDS`
+          `${pds.host} answered ${method} with something that is not a CAR. Check that it is a PDS.`
         )
       }
-      return bodyOf(response)
+      return response.body
     },
 
-    async *blobs({ pds, did }, { signal, since } = {}) {
-      let cursor: string | undefined
-      for (let page = 0; page < MAX_PAGES; page++) {
-        const url = methodUrl(pds, 'com.atproto.sync.listBlobs', {
-          did,
-          limit: String(BLOBS_PER_PAGE),
-          ...(since === undefined ? {} : { since }),
-          ...(cursor === undefined ? {} : { cursor }),
-        })
-        const response = await fetch.small(url, withSignal(signal))
-        if (!response.ok) {
-          const { name } = await readError(response)
-          if (NOT_OFFERED.has(name) || response.status === 501) return
-          throw await failureOf(response, url, name)
-        }
-        const { cids, cursor: next } = await jsonOf(response, url, blobPage)
-        yield* cids
-        if (next === undefined || next === cursor || cids.length === 0) return
-        cursor = next
-      }
-      throw new HostError(`${pds.host} lists blobs without an end`)
+    blobs(identity, options) {
+      return listBlobs(fetch.small, identity, options)
     },
 
-    async blob({ pds, did }, cid, { signal } = {}) {
-      const url = methodUrl(pds, 'com.atproto.sync.getBlob', { did, cid })
-      const response = await fetch.stream(url, withSignal(signal))
-      if (response.ok) return bodyOf(response)
-      const { name, message } = await readError(response)
-      if (TAKEN_DOWN.has(name)) {
-        throw new BlobTakenDownError(message || 'the host withholds the blob')
-      }
-      if (
-        name === 'BlobNotFound' ||
-        (name === 'InvalidRequest' && /not found/i.test(message))
-      ) {
-        throw new BlobNotFoundError(
-          message || 'the host does not have the blob'
+    async blob({ did, pds }, cid, options) {
+      const method = 'com.atproto.sync.getBlob'
+      const parameters = { did, cid }
+      try {
+        const response = await query(
+          fetch.stream,
+          pds,
+          method,
+          parameters,
+          options
         )
+        return response.body
+      } catch (cause) {
+        throw toBlobError(cause)
       }
-      throw await failureOf(response, url, name, message)
     },
   }
 }
 
-function methodUrl(
-  pds: Identity['pds'],
-  method: string,
-  parameters: Record<string, string>
-): URL {
-  const url = new URL(`/xrpc/${method}`, pds)
-  for (const [name, value] of Object.entries(parameters)) {
-    url.searchParams.set(name, value)
-  }
-  return url
-}
-
-function withSignal(signal: AbortSignal | undefined): RequestInit {
-  return signal ? { signal } : {}
-}
-
-async function* bodyOf(response: Response): AsyncGenerator<Uint8Array> {
-  if (response.body) yield* response.body as AsyncIterable<Uint8Array>
-}
-
-async function jsonOf<T>(
-  response: Response,
-  url: URL,
-  schema: z.ZodType<T>
-): Promise<T> {
-  try {
-    return schema.parse(await response.json())
-  } catch (cause) {
-    throw new HostError(
-      `${url.host} did not answer ${methodOf(url)} as the protocol says; it may not be a PDS`,
-      { cause }
-    )
-  }
-}
-
-/** What an answer says went wrong; never more than a part of a long one. */
-async function readError(
-  response: Response
-): Promise<{ name: string; message: string }> {
-  let text = ''
-  try {
-    const decoder = new TextDecoder()
-    for await (const chunk of bodyOf(response)) {
-      text += decoder.decode(chunk, { stream: true })
-      if (text.length > MAX_ERROR_SIZE) break
+async function* listBlobs(
+  fetch: Fetch,
+  { did, pds }: Identity,
+  { since, signal }: CallOptions & { since?: string } = {}
+): AsyncGenerator<string> {
+  const limit = String(LIST_BLOBS.pageSize)
+  let cursor: string | undefined
+  let total = 0
+  for (let page = 0; page < LIST_BLOBS.maxPages; page++) {
+    let response
+    try {
+      const parameters = { did, since, limit, cursor }
+      const method = 'com.atproto.sync.listBlobs'
+      response = await query(fetch, pds, method, parameters, { signal })
+    } catch (cause) {
+      // Some hosts do not list blobs: the records name them too.
+      if (page === 0 && isNoSuchMethod(cause)) return
+      throw toBackupError(cause)
     }
-    const { error, message } = xrpcError.parse(JSON.parse(text))
-    return { name: error ?? '', message: printable(message ?? '') }
-  } catch {
-    // Not an error of XRPC, such as a page of a proxy: the status says it.
-    return { name: '', message: '' }
+    const answer = await readJSON(response, listBlobsSchema)
+    total += answer.cids.length
+    if (total > LIST_BLOBS.maxBlobs) break
+    yield* answer.cids
+    if (!answer.cursor) return
+    if (answer.cursor === cursor) break
+    cursor = answer.cursor
   }
-}
-
-async function failureOf(
-  response: Response,
-  url: URL,
-  knownName?: string,
-  knownMessage?: string
-): Promise<Error> {
-  const { name, message } =
-    knownName === undefined
-      ? await readError(response)
-      : { name: knownName, message: knownMessage ?? '' }
-  if (UNAVAILABLE.has(name)) {
-    return new AccountUnavailableError(
-      `${url.host} does not give the account out: ${name}${message ? ` (${message})` : ''}`
-    )
-  }
-  if (response.status === 429) {
-    const wait = response.headers.get('retry-after')
-    return new HostError(
-      `${url.host} wants fewer requests; try again ${wait && /^\d+$/.test(wait) ? `in ${wait} seconds` : 'in some minutes'}`
-    )
-  }
-  return new HostError(
-    `${url.host} answered ${methodOf(url)} with status ${response.status}${name ? ` ${printable(name)}` : ''}${message ? `: ${message}` : ''}`
+  throw new HostError(
+    `${pds.host} does not come to the end of its list of blobs. Tell the people who run it.`
   )
 }
 
-function methodOf(url: URL): string {
-  return url.pathname.slice('/xrpc/'.length)
+async function call(...parameters: Parameters<typeof query>) {
+  try {
+    return await query(...parameters)
+  } catch (cause) {
+    throw toBackupError(cause)
+  }
 }
 
-function printable(text: string): string {
-  return text.slice(0, MAX_DETAIL_LENGTH).replace(/[^\x20-\x7e]/g, '?')
+function isCid(text: string): boolean {
+  try {
+    CID.parse(text)
+    return true
+  } catch {
+    return false
+  }
+}
+
+function isNoSuchMethod(error: unknown): boolean {
+  return (
+    error instanceof XrpcError &&
+    (error.status === 501 || NO_SUCH_METHOD.includes(error.error))
+  )
+}
+
+function isAccountError({ error, detail }: XrpcError): boolean {
+  return (
+    ACCOUNT_ERRORS.includes(error) ||
+    /^could not find (repo|root)/i.test(detail)
+  )
+}
+
+function toBlobError(cause: unknown): unknown {
+  if (!(cause instanceof XrpcError) || isAccountError(cause)) {
+    return toBackupError(cause)
+  }
+  const { status, error, detail, message } = cause
+  if (status === 451 || /taken? ?down/i.test(`${error} ${detail}`)) {
+    return new BlobTakenDownError(
+      `${message}. Ask the people who run the host why they withhold it.`,
+      { cause }
+    )
+  }
+  if (error === 'BlobNotFound' || /^blob not found/i.test(detail)) {
+    return new BlobNotFoundError(
+      `${message}. If you still have the file, post it again.`,
+      { cause }
+    )
+  }
+  return toBackupError(cause)
+}
+
+function toBackupError(cause: unknown): unknown {
+  if (!(cause instanceof XrpcError)) return cause
+  const { status, message, retryAfter } = cause
+  if (isAccountError(cause)) {
+    return new AccountUnavailableError(
+      `${message}. Sign in at the host to see what became of the account.`,
+      { cause }
+    )
+  }
+  if (status === 429) {
+    const when = retryAfter === undefined ? 'later' : `in ${retryAfter} seconds`
+    return new RateLimitError(`${message}. Try again ${when}.`, {
+      cause,
+      retryAfter,
+    })
+  }
+  return new HostError(`${message}. Try again later.`, { cause })
 }

@@ -1,15 +1,13 @@
-import { AtprotoHandleResolverNode } from '@atproto-labs/handle-resolver-node'
-import { XrpcHandleResolver } from '@atproto-labs/handle-resolver'
-import { ensureValidHandle } from '@atproto/syntax'
-import { getHandle, getKey, getPds } from '@atproto/identity'
-import { z } from 'zod'
 import {
-  BackupError,
+  buildDidWebDocumentUrl,
+  isAtprotoDid,
+  isDidWeb,
+} from '@atproto-labs/did-resolver'
+import {
   DidNotFoundError,
   ForbiddenAddressError,
   HandleNotFoundError,
   IdentityUnavailableError,
-  NoPdsError,
 } from '../backup/errors.ts'
 import type {
   CallOptions,
@@ -17,303 +15,221 @@ import type {
   Identity,
   IdentityResolver,
 } from '../backup/interface.ts'
-import { signingKeysOf } from './plc-log.ts'
-import type { Fetch } from './safe-fetch.ts'
-
-/** Largest DID document and largest log that are kept, in characters. */
-const MAX_DOCUMENT_LENGTH = 1024 * 1024
-
-const PLC_SYNTAX = /^did:plc:[a-z2-7]{24}$/
-/** Host names only: ATProto allows neither paths nor, outside tests, ports. */
-const WEB_SYNTAX = /^did:web:([a-zA-Z0-9.-]+(?:%3A\d{1,5})?)$/
-
-const didDocument = z.looseObject({
-  id: z.string(),
-  alsoKnownAs: z.array(z.string()).optional(),
-  verificationMethod: z
-    .array(
-      z.looseObject({
-        id: z.string(),
-        type: z.string(),
-        controller: z.string(),
-        publicKeyMultibase: z.string().optional(),
-      })
-    )
-    .optional(),
-  service: z
-    .array(
-      z.looseObject({
-        id: z.string(),
-        type: z.string(),
-        serviceEndpoint: z.union([
-          z.string(),
-          z.record(z.string(), z.unknown()),
-        ]),
-      })
-    )
-    .optional(),
-})
+import {
+  claimedHandleOf,
+  parseDidDocument,
+  pdsOf,
+  signingKeyOf,
+  toSigningKey,
+} from './did-document.ts'
+import {
+  createDnsHandleResolver,
+  createServiceHandleResolver,
+  isHandle,
+} from './handle-resolver.ts'
+import { verifyPlcLog } from './plc-log.ts'
+import { printable } from './printable.ts'
+import type { SafeFetch } from './safe-fetch.ts'
 
 export interface IdentityResolverOptions {
-  /** PLC directory. */
+  /** Base URL of the PLC directory. */
   plcUrl: URL
-  /** For hosts that others name, see `createSafeFetch`. */
-  fetch: Fetch
-  /** Host that is asked for handles by XRPC, instead of DNS and the handle. */
+  fetch: SafeFetch
+  /**
+   * Base URL of a service that resolves handles. Without it they are resolved
+   * by DNS and `/.well-known/atproto-did`.
+   */
   handleResolverUrl?: URL
+  /** Addresses of name servers to ask when those of the system fail. */
+  nameservers?: string[]
+  /** Also take a PDS that is reached by plain http. */
   allowPrivateNetwork: boolean
-  /** Told what is left out of an identity, and why. */
-  onWarning?: (message: string) => void
+  /** Called with what was left out of an identity, and why. */
+  onWarning?: (warning: Error) => void
 }
 
 /**
- * Finds accounts by DNS, by their handle's host, and by the PLC directory.
+ * Finds accounts by DID (`did:plc`, `did:web`) or handle.
  *
- * @see https://atproto.com/specs/did https://atproto.com/specs/handle
+ * Beside the errors of the interface, it may fail with
+ * {@link ForbiddenAddressError}, or with the reason of the signal.
+ *
+ * @see https://atproto.com/specs/did
  */
 export function createIdentityResolver({
   plcUrl,
-  fetch,
+  fetch: { small: fetch },
   handleResolverUrl,
+  nameservers,
   allowPrivateNetwork,
-  onWarning,
+  onWarning = () => {},
 }: IdentityResolverOptions): IdentityResolver {
-  const handles = handleResolverUrl
-    ? new XrpcHandleResolver(handleResolverUrl, { fetch })
-    : new AtprotoHandleResolverNode()
+  const resolveHandle = handleResolverUrl
+    ? createServiceHandleResolver(fetch, handleResolverUrl)
+    : createDnsHandleResolver({ nameservers })
 
-  const resolveHandle = async (handle: string, signal?: AbortSignal) => {
+  const readDocument = async (did: DID, signal?: AbortSignal) => {
+    const isWeb = isDidWeb(did)
+    const url = isWeb ? buildDidWebDocumentUrl(did) : plcPath(plcUrl, did)
+    let response, text
     try {
-      const did = await handles.resolve(handle, signal ? { signal } : {})
-      return (did ?? undefined) as DID | undefined
-    } catch (cause) {
-      signal?.throwIfAborted()
-      throw new IdentityUnavailableError(
-        `the handle ${handle} cannot be looked up at the moment; try again later, or use the DID`,
-        { cause }
-      )
-    }
-  }
-
-  const fetchText = async (url: URL, signal?: AbortSignal) => {
-    const response = await fetch(url, {
-      headers: { accept: 'application/json, application/did+ld+json' },
-      redirect: 'error',
-      ...(signal ? { signal } : {}),
-    })
-    const text = await response.text()
-    return response.ok && text.length <= MAX_DOCUMENT_LENGTH
-      ? { text }
-      : { status: response.ok ? 413 : response.status }
-  }
-
-  const fetchDocument = async (did: DID, signal?: AbortSignal) => {
-    const url = documentUrl(did, plcUrl, allowPrivateNetwork)
-    let answer: Awaited<ReturnType<typeof fetchText>>
-    try {
-      answer = await fetchText(url, signal)
+      response = await fetch(url, { redirect: 'error', signal })
+      text = await response.text()
     } catch (cause) {
       signal?.throwIfAborted()
       if (cause instanceof ForbiddenAddressError) throw cause
-      throw new IdentityUnavailableError(
-        `the document of ${did} cannot be fetched from ${url.host}; try again later`,
-        { cause }
+      throw unavailable(did, url, cause)
+    }
+    if ([404, 410].includes(response.status)) {
+      throw new DidNotFoundError(
+        `${url.host} knows no account ${did}. Check the DID; if the account was deleted, it cannot be backed up.`
       )
     }
-    if (answer.text !== undefined) return answer.text
-    if (answer.status === 404 || answer.status === 410) {
-      throw new DidNotFoundError(`there is no ${did}; check the DID`)
+    if (!response.ok) {
+      throw unavailable(did, url, new Error(`HTTP status ${response.status}`))
     }
-    throw new IdentityUnavailableError(
-      `${url.host} answered with status ${answer.status} for ${did}; try again later`
-    )
+    // Not even JSON: that does not come from a PLC directory.
+    if (!isWeb && !text.trimStart().startsWith('{')) {
+      throw unavailable(did, url, new Error('The answer is not JSON'))
+    }
+    return { text, document: parseDidDocument(did, text) }
   }
 
-  const fetchLog = async (did: DID, signal?: AbortSignal) => {
-    if (!did.startsWith('did:plc:')) return undefined
+  /** Answers nothing if there is no log, or none that can be trusted. */
+  const readLog = async (did: DID, signingKey: DID, signal?: AbortSignal) => {
+    const url = plcPath(plcUrl, `${did}/log/audit`)
     try {
-      const url = new URL(`${withoutSlash(plcUrl)}/${did}/log/audit`)
-      const { text, status } = await fetchText(url, signal)
-      if (text !== undefined) return text
-      onWarning?.(`the PLC log of ${did} was answered with status ${status}`)
-    } catch (error) {
+      const response = await fetch(url, { redirect: 'error', signal })
+      const log = await response.text()
+      if (!response.ok) throw new Error(`HTTP status ${response.status}`)
+      return {
+        log,
+        previousSigningKeys: await previousKeysOf(did, log, signingKey),
+      }
+    } catch (cause) {
       signal?.throwIfAborted()
-      onWarning?.(`the PLC log of ${did} cannot be fetched: ${String(error)}`)
+      onWarning(
+        new Error(`Left the PLC log of ${did} out: ${messageOf(cause)}`, {
+          cause,
+        })
+      )
+      return undefined
+    }
+  }
+
+  const verifyHandle = async (
+    did: DID,
+    handle: string,
+    options: CallOptions
+  ) => {
+    try {
+      if ((await resolveHandle(handle, options)) === did) return handle
+    } catch (cause) {
+      options.signal?.throwIfAborted()
+      onWarning(
+        new Error(`Left the handle of ${did} out: ${messageOf(cause)}`, {
+          cause,
+        })
+      )
     }
     return undefined
   }
 
   return {
-    async resolve(account: string, { signal }: CallOptions = {}) {
+    async resolve(account, { signal } = {}) {
       signal?.throwIfAborted()
-      const asked = account.startsWith('did:')
-        ? undefined
-        : account.replace(/^@/, '').toLowerCase()
-      if (asked !== undefined) checkHandle(asked)
-      const did =
-        asked === undefined
-          ? (account as DID)
-          : await resolveHandle(asked, signal)
-      if (did === undefined) {
+      const input = account.toLowerCase()
+      const asked = input.startsWith('did:') ? undefined : parseHandle(input)
+      const did = asked ? await resolveHandle(asked, { signal }) : account
+      assertDid(did)
+      const { text, document } = await readDocument(did, signal)
+      const claimed = claimedHandleOf(document)
+      if (asked && asked !== claimed) {
         throw new HandleNotFoundError(
-          `the handle ${asked} leads to no account; check how it is written`
+          `The handle ${asked} points to ${did}, which does not claim it. Give the DID if that is the account you mean.`
         )
       }
-      const [document, log] = await Promise.all([
-        fetchDocument(did, signal),
-        fetchLog(did, signal),
+      const pds = pdsOf(document, { allowHttp: allowPrivateNetwork })
+      const signingKey = signingKeyOf(document)
+      const [handle, history] = await Promise.all([
+        asked ?? (claimed && verifyHandle(did, claimed, { signal })),
+        isDidWeb(did) ? undefined : readLog(did, signingKey, signal),
       ])
-      const { pds, claimed, ...keys } = await readIdentity(did, document, log, {
-        allowPrivateNetwork,
-        ...(onWarning ? { onWarning } : {}),
-      })
-      let handle: string | undefined
-      if (asked !== undefined) {
-        if (claimed !== asked) {
-          throw new HandleNotFoundError(
-            `the handle ${asked} points to ${did}, which does not claim it; use the DID if it is the right account`
-          )
-        }
-        handle = asked
-      } else if (claimed !== undefined) {
-        handle = await pointsBack(claimed, did, resolveHandle, signal)
-      }
       return {
         did,
-        ...(handle === undefined ? {} : { handle }),
+        handle,
         pds,
-        ...keys,
-        document,
+        signingKey,
+        previousSigningKeys: history?.previousSigningKeys ?? [],
+        document: text,
+        log: history?.log,
       } satisfies Identity
     },
   }
 }
 
 /**
- * What a DID document and a PLC log say of an account.
+ * The signing keys that a stored DID document and a stored PLC log name.
  *
  * @param document - JSON text of the DID document
- * @param log - JSON text of the PLC audit log; left out of the answer if it
- *   is not valid
- * @throws {@link DidNotFoundError} {@link NoPdsError}
+ * @param log - JSON text of the PLC directory's audit log
+ * @throws {@link DidNotFoundError} {@link NoPdsError} for a document that is
+ *   not one of the account; an error for a log that is not valid
  */
-export async function readIdentity(
+export async function signingKeysIn(
   did: DID,
   document: string,
-  log: string | undefined,
-  {
-    allowPrivateNetwork,
-    onWarning,
-  }: { allowPrivateNetwork: boolean; onWarning?: (message: string) => void }
-): Promise<
-  Pick<Identity, 'pds' | 'signingKey' | 'previousSigningKeys' | 'log'> & {
-    /** Handle that the document claims; nobody has checked it. */
-    claimed?: string
-  }
-> {
-  const parsed = parseDocument(did, document)
-  const endpoint = getPds(parsed)
-  const signingKey = keyIn(parsed)
-  if (endpoint === undefined || signingKey === undefined) {
-    throw new NoPdsError(
-      `the document of ${did} names no PDS or no signing key; there is nothing to back up from`
-    )
-  }
-  const pds = new URL(endpoint)
-  if (pds.protocol !== 'https:' && !allowPrivateNetwork) {
-    throw new NoPdsError(`the PDS of ${did} is not at an https address`)
-  }
-  let previousSigningKeys: DID[] = []
-  let validLog = log
-  if (log !== undefined) {
-    try {
-      const keys = await signingKeysOf(did, log)
-      previousSigningKeys = keys.filter((key) => key !== signingKey)
-    } catch (error) {
-      validLog = undefined
-      onWarning?.(`the PLC log of ${did} is not valid: ${String(error)}`)
-    }
-  }
-  const claimed = getHandle(parsed)?.toLowerCase()
+  log: string | undefined
+): Promise<Pick<Identity, 'signingKey' | 'previousSigningKeys'>> {
+  const signingKey = signingKeyOf(parseDidDocument(did, document))
   return {
-    pds,
     signingKey,
-    previousSigningKeys,
-    ...(validLog === undefined ? {} : { log: validLog }),
-    ...(claimed === undefined ? {} : { claimed }),
+    previousSigningKeys:
+      log === undefined ? [] : await previousKeysOf(did, log, signingKey),
   }
 }
 
-type ParsedDocument = Parameters<typeof getKey>[0]
-
-function parseDocument(did: DID, text: string): ParsedDocument {
-  let parsed: z.infer<typeof didDocument>
-  try {
-    parsed = didDocument.parse(JSON.parse(text))
-  } catch (cause) {
-    throw new DidNotFoundError(`the document of ${did} is not a DID document`, {
-      cause,
-    })
+async function previousKeysOf(
+  did: DID,
+  log: string,
+  signingKey: DID
+): Promise<DID[]> {
+  const keys = (await verifyPlcLog(did, log)).map(toSigningKey)
+  if (keys.at(-1) !== signingKey) {
+    throw new Error('It ends with another signing key than the DID document')
   }
-  if (parsed.id !== did) {
-    throw new DidNotFoundError(
-      `the document of ${did} is that of another DID: ${parsed.id.slice(0, 100)}`
-    )
-  }
-  return parsed as ParsedDocument
+  const previous = keys.filter(
+    (key): key is DID => key !== undefined && key !== signingKey
+  )
+  return [...new Set(previous)]
 }
 
-function keyIn(document: ParsedDocument): DID | undefined {
-  try {
-    return getKey(document) as DID | undefined
-  } catch {
-    // A key that cannot be read is no key.
-    return undefined
-  }
+function plcPath(plcUrl: URL, path: string): URL {
+  return new URL(`${plcUrl.href.replace(/\/$/, '')}/${path}`)
 }
 
-function documentUrl(did: DID, plcUrl: URL, allowPrivateNetwork: boolean): URL {
-  if (PLC_SYNTAX.test(did)) return new URL(`${withoutSlash(plcUrl)}/${did}`)
-  const host = WEB_SYNTAX.exec(did)?.[1]
-  if (host === undefined || (host.includes('%') && !allowPrivateNetwork)) {
-    throw new DidNotFoundError(
-      `${did.slice(0, 100)} is not a DID of ATProto: use a did:plc or a did:web`
-    )
-  }
-  const local = /^localhost(%|$)/.test(host) && allowPrivateNetwork
-  return new URL(
-    `${local ? 'http' : 'https'}://${decodeURIComponent(host)}/.well-known/did.json`
+function parseHandle(text: string): string {
+  const handle = text.replace(/^@/, '')
+  if (isHandle(handle)) return handle
+  throw new HandleNotFoundError(
+    `“${printable(text)}” is neither a handle like alice.bsky.social nor a DID. Check its spelling.`
   )
 }
 
-function checkHandle(handle: string): void {
-  try {
-    ensureValidHandle(handle)
-  } catch (cause) {
-    throw new HandleNotFoundError(
-      `${JSON.stringify(handle.slice(0, 100))} is neither a handle, like alice.bsky.social, nor a DID`,
-      { cause }
-    )
-  }
+function assertDid(did: string): asserts did is DID {
+  if (isAtprotoDid(did)) return
+  throw new DidNotFoundError(
+    `“${printable(did)}” is not a DID of an account: only did:plc and did:web are.`
+  )
 }
 
-async function pointsBack(
-  handle: string,
-  did: DID,
-  resolveHandle: (handle: string, signal?: AbortSignal) => Promise<unknown>,
-  signal: AbortSignal | undefined
-): Promise<string | undefined> {
-  try {
-    checkHandle(handle)
-    return (await resolveHandle(handle, signal)) === did ? handle : undefined
-  } catch (error) {
-    signal?.throwIfAborted()
-    // The account is found by its DID; its handle is only shown to people.
-    if (error instanceof BackupError) return undefined
-    throw error
-  }
+function unavailable(did: DID, { host }: URL, cause: unknown): Error {
+  return new IdentityUnavailableError(
+    `${host}, which knows ${did}, does not answer as it should. Try again later.`,
+    { cause }
+  )
 }
 
-function withoutSlash(url: URL): string {
-  return url.href.replace(/\/$/, '')
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
 }

@@ -1,12 +1,5 @@
-/**
- * Accounts of ATProto: who they are and what their hosts give out.
- *
- * @packageDocumentation
- */
-export { createAccountReader } from './account-reader.ts'
-export { createIdentityResolver, readIdentity } from './identity.ts'
-export {
-  createSafeFetch,
-  type SafeFetch,
-  type SafeFetchOptions,
-} from './safe-fetch.ts'
+export { RateLimitError, createAccountReader } from './account-reader.ts'
+export { createIdentityResolver, signingKeysIn } from './identity.ts'
+export type { IdentityResolverOptions } from './identity.ts'
+export { createSafeFetch } from './safe-fetch.ts'
+export type { Fetch, SafeFetch, SafeFetchOptions } from './safe-fetch.ts'

@@ -1,142 +1,124 @@
-/**
- * The audit log of a `did:plc`, verified from its first operation.
- *
- * @see https://web.plc.directory/spec/v0.1/did-plc
- * @packageDocumentation
- */
+import { setImmediate } from 'node:timers/promises'
 import { verifySignature } from '@atproto/crypto'
-import * as dagCBOR from '@ipld/dag-cbor'
+import * as dagCbor from '@ipld/dag-cbor'
 import { base32 } from 'multiformats/bases/base32'
 import { base64url } from 'multiformats/bases/base64'
 import { CID } from 'multiformats/cid'
 import { sha256 } from 'multiformats/hashes/sha2'
 import { z } from 'zod'
-import type { DID } from '../backup/interface.ts'
+import { printableError } from './printable.ts'
 
-const PLC_ID_LENGTH = 24
-const MAX_OPERATIONS = 10_000
-
-const didKey = z.string().startsWith('did:key:').max(512)
-
-const operation = z.discriminatedUnion('type', [
-  z.looseObject({
+const operationSchema = z.discriminatedUnion('type', [
+  z.object({
     type: z.literal('plc_operation'),
-    rotationKeys: z.array(didKey).max(32),
+    rotationKeys: z.array(z.string()).min(1).max(10),
     verificationMethods: z.record(z.string(), z.string()),
     prev: z.string().nullable(),
     sig: z.string(),
   }),
-  z.looseObject({
-    type: z.literal('create'),
-    signingKey: didKey,
-    recoveryKey: didKey,
-    prev: z.null(),
-    sig: z.string(),
-  }),
-  z.looseObject({
+  z.object({
     type: z.literal('plc_tombstone'),
     prev: z.string(),
     sig: z.string(),
   }),
+  z.object({
+    type: z.literal('create'),
+    signingKey: z.string(),
+    recoveryKey: z.string(),
+    prev: z.null(),
+    sig: z.string(),
+  }),
 ])
 
-const auditLog = z
-  .array(z.looseObject({ operation, nullified: z.boolean() }))
-  .max(MAX_OPERATIONS)
+type Operation = z.infer<typeof operationSchema>
 
-/** The log is not one that the owner of the DID has signed. */
+const logSchema = z.array(
+  z.object({ operation: z.unknown(), nullified: z.boolean() })
+)
+
+/** The log is not one that the holders of the account's keys have signed. */
 export class InvalidPlcLogError extends Error {
   override readonly name = 'InvalidPlcLogError'
 }
 
 /**
- * Verifies the log: its first operation hashes to the DID, each other follows
- * from the one before, and each is signed by a key that may.
+ * Verifies the audit log of a `did:plc` and reads from it the keys that the
+ * account has signed its repository with.
  *
- * @param did - `did:plc:…`
- * @param text - JSON of the audit log, with nullified operations
- * @returns the signing keys of the account, oldest first, without repetitions
+ * What is verified is the chain of the operations that are not nullified: the
+ * first hashes to the DID, each names the one before it, and each is signed by
+ * a rotation key of the one before it. Whether an operation was nullified by
+ * the rules of recovery is left to the directory.
+ *
+ * @param log - JSON text, as `GET /{did}/log/audit` answers it
+ * @returns signing keys as `did:key`, oldest first, the current one last
  * @throws {@link InvalidPlcLogError}
+ * @see https://web.plc.directory/spec/v0.1/did-plc
  */
-export async function signingKeysOf(did: DID, text: string): Promise<DID[]> {
-  let log: z.infer<typeof auditLog>
+export async function verifyPlcLog(
+  did: string,
+  log: string
+): Promise<string[]> {
   try {
-    log = auditLog.parse(JSON.parse(text))
+    return await verifyChain(did, log)
   } catch (cause) {
-    throw new InvalidPlcLogError('the PLC log has not the form of one', {
-      cause,
-    })
+    throw new InvalidPlcLogError(
+      `The PLC directory's log of ${did} is not valid. Check that the right directory is configured.`,
+      { cause: printableError(cause) }
+    )
   }
-  const keys: DID[] = []
-  let previous: string | null = null
-  let allowed: string[] | undefined
-  for (const entry of log) {
-    if (entry.nullified) continue
-    const { sig, ...unsigned } = entry.operation
-    const signed = dagCBOR.encode(entry.operation)
-    const digest = await sha256.digest(signed)
-    if (allowed === undefined) {
-      const id = base32.baseEncode(digest.digest).slice(0, PLC_ID_LENGTH)
-      if (did !== `did:plc:${id}`) {
-        throw new InvalidPlcLogError(
-          'the first operation is not that of the DID'
-        )
-      }
-    }
-    if (entry.operation.prev !== previous) {
-      throw new InvalidPlcLogError(
-        'an operation does not follow the one before'
-      )
-    }
-    const signers: string[] = allowed ?? rotationKeysOf(entry.operation)
-    if (!(await isSigned(dagCBOR.encode(unsigned), sig, signers))) {
-      throw new InvalidPlcLogError(
-        'an operation is not signed by a rotation key'
-      )
-    }
-    previous = CID.createV1(dagCBOR.code, digest).toString()
-    allowed = rotationKeysOf(entry.operation)
-    const key = signingKeyOf(entry.operation)
-    if (key !== undefined && !keys.includes(key)) keys.push(key)
-  }
-  return keys
 }
 
-type Operation = z.infer<typeof operation>
+async function verifyChain(did: string, log: string): Promise<string[]> {
+  const signingKeys: string[] = []
+  let rotationKeys: string[] = []
+  let prev: string | null = null
+  for (const entry of logSchema.parse(JSON.parse(log))) {
+    if (entry.nullified) continue
+    const operation = operationSchema.parse(entry.operation)
+    if (operation.prev !== prev) {
+      throw new Error('An operation does not follow the one before it')
+    }
+    // Hashed as received, not as parsed: unknown fields are signed too.
+    const digest = await sha256.digest(dagCbor.encode(entry.operation))
+    if (prev === null) {
+      if (did !== `did:plc:${base32.baseEncode(digest.digest).slice(0, 24)}`) {
+        throw new Error('The first operation does not hash to the DID')
+      }
+      rotationKeys = rotationKeysOf(operation)
+    }
+    await assertSigned(entry.operation as object, rotationKeys)
+    prev = CID.createV1(dagCbor.code, digest).toString()
+    rotationKeys = rotationKeysOf(operation)
+    const signingKey = signingKeyOf(operation)
+    if (signingKey !== undefined) signingKeys.push(signingKey)
+    // A long log is much arithmetic: others get their turn in between.
+    await setImmediate()
+  }
+  if (prev === null) throw new Error('There is no operation in force')
+  return signingKeys
+}
+
+async function assertSigned(operation: object, keys: string[]): Promise<void> {
+  const { sig, ...unsigned } = operation as { sig: string }
+  const bytes = dagCbor.encode(unsigned)
+  const signature = base64url.baseDecode(sig)
+  for (const key of keys) {
+    if (await verifySignature(key, bytes, signature)) return
+  }
+  throw new Error('An operation is not signed by a key that may sign it')
+}
 
 function rotationKeysOf(operation: Operation): string[] {
-  switch (operation.type) {
-    case 'plc_operation':
-      return operation.rotationKeys
-    case 'create':
-      return [operation.recoveryKey, operation.signingKey]
-    case 'plc_tombstone':
-      return []
-  }
+  if (operation.type === 'plc_tombstone') return []
+  if (operation.type === 'plc_operation') return operation.rotationKeys
+  return [operation.recoveryKey, operation.signingKey]
 }
 
-function signingKeyOf(operation: Operation): DID | undefined {
-  const key =
-    operation.type === 'create'
-      ? operation.signingKey
-      : operation.type === 'plc_operation'
-        ? operation.verificationMethods['atproto']
-        : undefined
-  return key?.startsWith('did:key:') ? (key as DID) : undefined
-}
-
-async function isSigned(
-  message: Uint8Array,
-  signature: string,
-  keys: string[]
-): Promise<boolean> {
-  for (const key of keys) {
-    try {
-      const sig = base64url.baseDecode(signature)
-      if (await verifySignature(key, message, sig)) return true
-    } catch {
-      // A key or a signature that cannot be read verifies nothing.
-    }
+function signingKeyOf(operation: Operation): string | undefined {
+  if (operation.type === 'plc_tombstone') return undefined
+  if (operation.type === 'plc_operation') {
+    return operation.verificationMethods['atproto']
   }
-  return false
+  return operation.signingKey
 }

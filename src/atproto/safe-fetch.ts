@@ -1,175 +1,213 @@
-import { safeFetchWrap } from '@atproto-labs/fetch-node'
-import { ForbiddenAddressError, HostError } from '../backup/errors.ts'
+import { FetchRequestError, safeFetchWrap } from '@atproto-labs/fetch-node'
+import {
+  BackupError,
+  ForbiddenAddressError,
+  HostError,
+} from '../backup/errors.ts'
+import { orAbort } from './or-abort.ts'
+import { printable } from './printable.ts'
 
 export type Fetch = typeof globalThis.fetch
 
-/** Ways to fetch from addresses that somebody else named. */
+/** Two ways to fetch from hosts that nobody vouches for. */
 export interface SafeFetch {
-  /** For answers that are small: a size limit, and a limit of the whole time. */
+  /** For answers that are read whole: little memory, little time. */
   small: Fetch
-  /**
-   * For repositories and blobs: as long as bytes come, it may take its time.
-   * Reading the body throws {@link HostError} when none come any more.
-   */
+  /** For answers that are streamed: large, and as slow as they need to be. */
   stream: Fetch
 }
 
 export interface SafeFetchOptions {
   /**
-   * Go to private and loopback addresses, to any port, and by plain http. For
-   * local networks only.
+   * Also go to private addresses, over plain http and to any port. For local
+   * networks only.
    */
   allowPrivateNetwork: boolean
-  /** Largest small answer, in bytes. */
-  maxSmallSize?: number
-  /** Largest streamed answer, in bytes. */
-  maxStreamSize?: number
-  /** Milliseconds that a small answer may take. */
-  timeout?: number
-  /** Milliseconds without a byte until a stream is given up. */
-  idleTimeout?: number
+  /** Value of the `User-Agent` header. */
+  userAgent?: string
+  small?: {
+    /** Largest answer in bytes. Default 1 MiB. */
+    maxSize?: number
+    /** Milliseconds from the request to the last byte. Default 15 s. */
+    timeout?: number
+  }
+  stream?: {
+    /** Largest answer in bytes. Default 10 GiB. */
+    maxSize?: number
+    /** Milliseconds from the request to the head of the answer. Default 60 s. */
+    headTimeout?: number
+    /** Milliseconds that a read may wait for a byte. Default 30 s. */
+    idleTimeout?: number
+  }
 }
 
-const MAX_SMALL_SIZE = 2 * 1024 * 1024
-const MAX_STREAM_SIZE = 16 * 1024 ** 3
-const TIMEOUT = 15_000
-const IDLE_TIMEOUT = 30_000
-/** Longest timer there is, in milliseconds: for what has another limit. */
-const NO_TIMEOUT = 2 ** 31 - 1
+/** All sizes in bytes, all times in milliseconds. */
+interface Limits {
+  maxSize: number
+  headTimeout: number
+  idleTimeout: number
+  timeout?: number
+}
+
+/** What the guard of `@atproto-labs/fetch-node` says when it refuses. */
+const REFUSALS =
+  /^(Blocked by url policy|Hostname is not a public domain|Hostname resolved to non-unicast address|Hostname is a non-unicast address)/
 
 /**
- * Makes fetches that do not go where they must not: a host, a redirect or a
- * name that leads to a private address is refused before a connection is made.
+ * Makes fetch functions for addresses that come from outside.
  *
- * @throws from the fetches: {@link ForbiddenAddressError} {@link HostError}
+ * Unless the private network is allowed, they go to https on its standard port
+ * and to public addresses only. Name resolution and each hop of a redirect are
+ * checked too. `redirect` must be given with each call.
+ *
+ * The functions, and the bodies they answer with, fail with
+ * {@link ForbiddenAddressError}, with {@link HostError}, or with the reason of
+ * the signal that was given.
  */
 export function createSafeFetch({
   allowPrivateNetwork,
-  maxSmallSize = MAX_SMALL_SIZE,
-  maxStreamSize = MAX_STREAM_SIZE,
-  timeout = TIMEOUT,
-  idleTimeout = IDLE_TIMEOUT,
+  userAgent,
+  small = {},
+  stream = {},
 }: SafeFetchOptions): SafeFetch {
-  const policy = {
-    ssrfProtection: !allowPrivateNetwork,
-    allowImplicitRedirect: true,
-  }
-  const small = safeFetchWrap({
-    ...policy,
-    responseMaxSize: maxSmallSize,
-    timeout,
-  })
-  const stream = safeFetchWrap({
-    ...policy,
-    responseMaxSize: maxStreamSize,
-    timeout: NO_TIMEOUT,
-  })
+  const create = (limits: Limits) =>
+    withLimits(
+      safeFetchWrap({
+        ssrfProtection: !allowPrivateNetwork,
+        responseMaxSize: limits.maxSize,
+        // The library's timeout ends a stream that is alive, and cannot be told
+        // from an abort by the caller.
+        timeout: Infinity,
+      }),
+      limits,
+      userAgent
+    )
+  const { maxSize = 2 ** 20, timeout = 15_000 } = small
   return {
-    small: async (input, init) => {
-      const signal = init?.signal ?? undefined
-      try {
-        const response = await small(input, init ?? {})
-        // Within the time, or not at all: the caller gets bytes that are here.
-        return new Response(await response.arrayBuffer(), {
-          status: response.status,
-          statusText: response.statusText,
-          headers: response.headers,
-        })
-      } catch (error) {
-        throw explained(error, originOf(input), signal)
-      }
-    },
-    stream: async (input, init) => {
-      const given = init?.signal ?? undefined
-      const origin = originOf(input)
-      const idle = new AbortController()
-      const giveUp = () =>
-        idle.abort(
-          new HostError(
-            `${origin} sent nothing for ${idleTimeout / 1000} seconds`
-          )
-        )
-      let timer = setTimeout(giveUp, idleTimeout)
-      const signal = given ? AbortSignal.any([given, idle.signal]) : idle.signal
-      let response: Response
-      try {
-        response = await stream(input, { ...init, signal })
-      } catch (error) {
-        clearTimeout(timer)
-        throw explained(error, origin, signal)
-      }
-      const { body } = response
-      if (!body) {
-        clearTimeout(timer)
-        return response
-      }
-      const reader = (body as ReadableStream<Uint8Array>).getReader()
-      const watched = new ReadableStream<Uint8Array>(
-        {
-          async pull(controller) {
-            clearTimeout(timer)
-            timer = setTimeout(giveUp, idleTimeout)
-            try {
-              const { done, value } = await reader.read()
-              clearTimeout(timer)
-              if (done) controller.close()
-              else controller.enqueue(value)
-            } catch (error) {
-              clearTimeout(timer)
-              controller.error(explained(error, origin, signal))
-            }
-          },
-          async cancel(reason) {
-            clearTimeout(timer)
-            await reader.cancel(reason)
-          },
-        },
-        { highWaterMark: 0 }
-      )
-      // The time until somebody reads does not count.
-      clearTimeout(timer)
-      return new Response(watched as ReadableStream<Uint8Array<ArrayBuffer>>, {
-        status: response.status,
-        statusText: response.statusText,
-        headers: response.headers,
-      })
-    },
+    small: create({
+      maxSize,
+      timeout,
+      headTimeout: timeout,
+      idleTimeout: timeout,
+    }),
+    stream: create({
+      maxSize: stream.maxSize ?? 10 * 2 ** 30,
+      headTimeout: stream.headTimeout ?? 60_000,
+      idleTimeout: stream.idleTimeout ?? 30_000,
+    }),
   }
 }
 
-/** Whoever aborted says why; the rest is a host that fails, or is forbidden. */
-function explained(
-  error: unknown,
-  origin: string,
-  signal: AbortSignal | undefined
-): unknown {
-  if (signal?.aborted) return signal.reason
-  const messages: string[] = []
-  for (
-    let cause: unknown = error;
-    cause instanceof Error && messages.length < 8;
-    cause = cause.cause
-  ) {
-    messages.push(cause.message)
-  }
-  const text = messages.join(': ')
-  if (FORBIDDEN.test(text)) {
-    return new ForbiddenAddressError(
-      `${origin} is, or leads to, an address that must not be gone to (${text.slice(0, 300)})`,
-      { cause: error }
+function withLimits(fetch: Fetch, limits: Limits, userAgent?: string): Fetch {
+  return async (input, init = {}) => {
+    const request = input instanceof Request ? input : undefined
+    const url = new URL(request?.url ?? String(input))
+    if (url.username || url.password) {
+      throw new ForbiddenAddressError(
+        `The address of ${url.host} carries a user name or a password. Remove it from where the address was published.`
+      )
+    }
+    const headers = new Headers(init.headers ?? request?.headers)
+    if (userAgent) headers.set('user-agent', userAgent)
+
+    const outer = init.signal ?? request?.signal
+    outer?.throwIfAborted()
+    const controller = new AbortController()
+    const { signal } = controller
+    const abort = () => controller.abort(outer?.reason)
+    outer?.addEventListener('abort', abort)
+    const expire = (ms: number, failure: string) =>
+      setTimeout(() => {
+        const message = `${url.host} ${failure} ${ms / 1000} seconds. Try again later.`
+        controller.abort(new HostError(message))
+      }, ms)
+    const total =
+      limits.timeout && expire(limits.timeout, 'did not finish within')
+    const release = () => {
+      clearTimeout(total)
+      outer?.removeEventListener('abort', abort)
+    }
+    const fail = (cause: unknown): never => {
+      release()
+      signal.throwIfAborted()
+      throw toBackupError(cause, url)
+    }
+
+    const head = expire(limits.headTimeout, 'did not answer within')
+    let response
+    try {
+      const pending = fetch(input, { ...init, headers, signal })
+      response = await orAbort(pending, signal)
+    } catch (cause) {
+      return fail(cause)
+    } finally {
+      clearTimeout(head)
+    }
+    if (!response.body) {
+      release()
+      return response
+    }
+
+    // Aborting is not left to fetch alone: it holds its signals weakly, and may
+    // have lost them by the time the body is read.
+    const reader = response.body.getReader()
+    const cancel = async (reason: unknown) =>
+      reader.cancel(reason).catch(() => undefined)
+    signal.addEventListener('abort', () => void cancel(signal.reason))
+    const body = new ReadableStream<Uint8Array<ArrayBuffer>>(
+      {
+        async pull(stream) {
+          const idle = expire(limits.idleTimeout, 'sent nothing for')
+          try {
+            const { done, value } = await reader.read()
+            signal.throwIfAborted()
+            if (!done) return stream.enqueue(value)
+            release()
+            stream.close()
+          } catch (cause) {
+            fail(cause)
+          } finally {
+            clearTimeout(idle)
+          }
+        },
+        async cancel(reason) {
+          release()
+          await cancel(reason)
+        },
+      },
+      { highWaterMark: 0 }
     )
+    const { status, statusText, redirected } = response
+    const guarded = new Response(body, {
+      status,
+      statusText,
+      headers: response.headers,
+    })
+    return Object.defineProperties(guarded, {
+      url: { value: response.url },
+      redirected: { value: redirected },
+    })
+  }
+}
+
+function toBackupError(cause: unknown, { host }: URL): BackupError {
+  if (cause instanceof BackupError) return cause
+  const messages = []
+  for (let error = cause; error instanceof Error; error = error.cause) {
+    const isRefusal =
+      REFUSALS.test(error.message) ||
+      (error instanceof FetchRequestError &&
+        [400, 403].includes(error.statusCode))
+    if (isRefusal) {
+      return new ForbiddenAddressError(
+        `${host} is not at a public https address, or sends us to one that is not (${printable(error.message)}). Hosts in a private network need the service to allow it.`,
+        { cause }
+      )
+    }
+    messages.push(error.message)
   }
   return new HostError(
-    `${origin} cannot be read; try again later (${text.slice(0, 300)})`,
-    { cause: error }
+    `${host} did not answer (${printable(messages.at(-1) ?? String(cause))}). Try again later.`,
+    { cause }
   )
-}
-
-/** What the policy of the library says when it refuses an address. */
-const FORBIDDEN =
-  /Blocked by url policy|non-unicast|not a public domain|Forbidden (domain|hostname)|protocol|custom port|IP addresses? not allowed/i
-
-function originOf(input: Parameters<Fetch>[0]): string {
-  const url = input instanceof Request ? input.url : String(input)
-  return URL.canParse(url) ? new URL(url).origin : 'an address that is no URL'
 }

@@ -160,17 +160,30 @@ export async function writeUnixFS(
   blob: VerifiedBlob,
   write: (block: { cid: CID; bytes: Uint8Array }) => Promise<void>
 ): Promise<CID> {
+  let failure: { error: unknown } | undefined
   const writer = UnixFS.createWriter({
     writable: new WritableStream<UnixFS.Block>({
-      write: ({ cid, bytes }) => write({ cid: asCID(cid), bytes }),
+      async write({ cid, bytes }) {
+        try {
+          await write({ cid: asCID(cid), bytes })
+        } catch (error) {
+          failure = { error }
+          throw error
+        }
+      },
     }),
     settings: UNIXFS_SETTINGS,
   })
-  const file = UnixFS.createFileWriter(writer)
-  for await (const part of blob.parts()) await file.write(part)
-  const { cid } = await file.close()
-  await writer.close()
-  return asCID(cid)
+  try {
+    const file = UnixFS.createFileWriter(writer)
+    for await (const part of blob.parts()) await file.write(part)
+    const { cid } = await file.close()
+    await writer.close()
+    return asCID(cid)
+  } catch (error) {
+    // The stream only says that it is closed; why, it does not keep.
+    throw failure ? failure.error : error
+  }
 }
 
 function asCID(link: UnixFS.Block['cid']): CID {

@@ -29,14 +29,14 @@ export class ByteReader {
       const parts = [this.#buffer]
       let size = this.#buffer.length
       while (size < length) {
-        const { done, value } = await this.#chunks.next()
-        if (done) {
+        const next = await this.#chunks.next()
+        if (next.done) {
           this.#buffer = concat(parts, size)
           return undefined
         }
-        this.received += value.length
-        parts.push(value)
-        size += value.length
+        this.received += next.value.length
+        parts.push(next.value)
+        size += next.value.length
       }
       this.#buffer = concat(parts, size)
     }

@@ -26,6 +26,8 @@ export class Packer {
   readonly #uploads = new PQueue({ concurrency: CONCURRENT_UPLOADS })
   readonly #shards: IndexedShard[] = []
   #builder: ShardBuilder
+  /** Memory of shards that were uploaded, for those to come. */
+  readonly #free: Uint8Array[] = []
   #journalled: Promise<unknown> = Promise.resolve()
   #failure: { error: unknown } | undefined
 
@@ -55,8 +57,12 @@ export class Packer {
     digest: Uint8Array,
     bytes: Uint8Array
   ): Promise<void> {
-    if (this.#added.has(digest) || this.#options.known.has(digest)) return
-    if (!this.#builder.fits(bytes.length)) await this.#flush()
+    const isThere = () =>
+      this.#added.has(digest) || this.#options.known.has(digest)
+    if (isThere()) return
+    // Others add blocks too while this one waits.
+    while (!this.#builder.fits(bytes.length)) await this.#flush()
+    if (isThere()) return
     this.#added.set(digest, 0, 0)
     this.#builder.add(cid, digest, bytes)
   }
@@ -74,9 +80,12 @@ export class Packer {
     this.#throwIfFailed()
   }
 
-  /** Waits until no upload is under way, whatever came of it. */
+  /**
+   * Waits until no upload is under way, whatever came of it. Those that wait
+   * for their turn give up by the signal: cleared from the queue, they would
+   * never end.
+   */
   async settle(): Promise<void> {
-    this.#uploads.clear()
     await this.#uploads.onIdle()
     await this.#journalled
   }
@@ -85,7 +94,7 @@ export class Packer {
     this.#throwIfFailed()
     if (this.#builder.isEmpty && this.#builder.blobs.length === 0) return
     const sealed = this.#builder.seal()
-    this.#builder = new ShardBuilder(this.#options.shardSize)
+    this.#builder = new ShardBuilder(this.#options.shardSize, this.#free.pop())
     const previous = this.#journalled
     // Started here, awaited by later calls: failures are kept in #failure.
     const uploaded = this.#uploads.add(() => this.#upload(sealed))
@@ -95,21 +104,22 @@ export class Packer {
   }
 
   async #upload(sealed: SealedShard): Promise<IndexedShard | undefined> {
-    const { gate, writer, createSha256, signal } = this.#options
-    await gate
+    const { writer, createSha256, signal } = this.#options
     signal?.throwIfAborted()
     if (sealed.slices.length === 0) return undefined
     const digest = createDigest(
       SHA2_256_CODE,
       digestOf(createSha256, sealed.bytes)
     ).bytes
+    const size = sealed.bytes.length
     const { location } = await writer.putShard(
       { digest, bytes: sealed.bytes },
       { signal }
     )
+    this.#free.push(sealed.buffer)
     return {
       digest,
-      size: sealed.bytes.length,
+      size,
       ...(location === undefined ? {} : { location }),
       slices: sealed.slices,
     }
@@ -145,7 +155,7 @@ export class Packer {
 
   #throwIfFailed(): void {
     // What an upload threw goes on as it is.
-    // eslint-disable-next-line @typescript-eslint/only-throw-error
+
     if (this.#failure) throw this.#failure.error
   }
 }
@@ -156,8 +166,6 @@ export interface PackerOptions {
   createSha256: CreateSha256
   /** What the Space has and need not be uploaded. */
   known: KnownBlocks
-  /** Nothing is uploaded before this is fulfilled. */
-  gate: Promise<unknown>
   /** Size of a shard in bytes. */
   shardSize: number
   onUpload: (counts: UploadCounts) => void

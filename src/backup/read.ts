@@ -25,7 +25,7 @@ import type {
   UnknownLink,
 } from './interface.ts'
 import { decodeMstNode } from './mst.ts'
-import { collectBlobs } from './repo.ts'
+import { collectBlobs, type ReferredBlobs } from './repo.ts'
 import { digestOf, type CreateSha256 } from './sha256.ts'
 
 /** What is read of a shard at once, in bytes: blocks lie in reading order. */
@@ -335,7 +335,7 @@ export async function verifyBackup(
     onProgress?.(result)
   }
 
-  const referred = new Set<string>()
+  const referred: ReferredBlobs = new Map()
   try {
     for await (const { kind, cid, bytes } of backup.repo()) {
       step()
@@ -363,24 +363,29 @@ export async function verifyBackup(
   } catch (error) {
     note('repository', error)
   }
-  for await (const [cid, root] of backup.blobs()) {
-    referred.delete(cid)
-    try {
-      for await (const bytes of backup.blob(cid, root)) {
-        step()
-        result.blobBytes += bytes.length
+  try {
+    for await (const [cid, root] of backup.blobs()) {
+      referred.delete(cid)
+      try {
+        for await (const bytes of backup.blob(cid, root)) {
+          step()
+          result.blobBytes += bytes.length
+        }
+        result.blobs++
+      } catch (error) {
+        note(cid, error)
       }
-      result.blobs++
-    } catch (error) {
-      note(cid, error)
     }
-  }
-  for await (const [cid] of backup.missing()) {
-    referred.delete(cid)
-    result.missing++
+    for await (const [cid] of backup.missing()) {
+      referred.delete(cid)
+      result.missing++
+    }
+  } catch (error) {
+    note('list of blobs', error)
+    return result
   }
   if (backup.value.parts.includes('blobs')) {
-    for (const cid of referred) {
+    for (const cid of referred.keys()) {
       note(cid, 'a record refers to this blob; it is not in the backup')
     }
   }

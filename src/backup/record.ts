@@ -1,4 +1,4 @@
-import { CID } from 'multiformats/cid'
+import type { CID } from 'multiformats/cid'
 import { create as createDigest } from 'multiformats/hashes/digest'
 import {
   addBackup,
@@ -170,7 +170,7 @@ async function createBackup(found: NewBackup): Promise<{
     account: identity.did,
     rev,
     repo: repo as Backup['repo'],
-    blobs: blobs.root as Backup['blobs'],
+    blobs: blobs.root,
     ...(missing ? { missing } : {}),
     identity: {
       document: document.cid,

@@ -20,13 +20,16 @@ export interface VerifiedRepo {
   signature: CommitSignature
   /** Number of records among the new blocks. */
   records: number
-  /** CIDs of blobs that new records refer to, as text. */
-  blobs: Set<string>
+  /** Blobs that new records refer to. */
+  blobs: ReferredBlobs
   /** Size of the CAR in bytes. */
   received: number
   /** The new blocks that belong to the tree, parents before children. */
   blocks(): AsyncGenerator<{ digest: Uint8Array; bytes: Uint8Array }>
 }
+
+/** CID of a blob, as text → its media type, as the record says. */
+export type ReferredBlobs = Map<string, string | undefined>
 
 /** What is known of the blocks of earlier backups. */
 export interface KnownBlocks {
@@ -97,7 +100,7 @@ export async function verifyRepo(
 
   const visited = new DigestTable()
   const order: number[] = []
-  const blobs = new Set<string>()
+  const blobs: ReferredBlobs = new Map()
   let records = 0
 
   /** Whether the block is new and seen for the first time. */
@@ -157,12 +160,12 @@ export async function verifyRepo(
 }
 
 /**
- * Adds the CIDs of all blobs that a record refers to. A record that is not
+ * Adds the blobs that a record refers to. A record that is not
  * DAG-CBOR refers to none; it is kept as it is, its author signed it.
  *
  * @see https://atproto.com/specs/data-model#blob-type
  */
-export function collectBlobs(record: Uint8Array, blobs: Set<string>): void {
+export function collectBlobs(record: Uint8Array, blobs: ReferredBlobs): void {
   if (!includes(record, MIME_TYPE)) return
   let value: unknown
   try {
@@ -175,20 +178,24 @@ export function collectBlobs(record: Uint8Array, blobs: Set<string>): void {
     if (item === null || typeof item !== 'object') continue
     if (item instanceof Uint8Array || CID.asCID(item)) continue
     if (Array.isArray(item)) {
-      queue.push(...(item as unknown[]))
+      for (const part of item as unknown[]) queue.push(part)
       continue
     }
     const { $type, ref, cid, mimeType } = item as Record<string, unknown>
     if ($type === 'blob') {
       const link = CID.asCID(ref)
-      if (link) blobs.add(link.toString())
+      if (link) blobs.set(link.toString(), textOf(mimeType))
     } else if (typeof cid === 'string' && typeof mimeType === 'string') {
       // Form of blobs before the blob type had a name of its own.
-      blobs.add(cid)
+      blobs.set(cid, mimeType)
     } else {
-      queue.push(...Object.values(item))
+      for (const part of Object.values(item) as unknown[]) queue.push(part)
     }
   }
+}
+
+function textOf(value: unknown): string | undefined {
+  return typeof value === 'string' ? value : undefined
 }
 
 function includes(bytes: Uint8Array, part: Uint8Array): boolean {

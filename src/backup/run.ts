@@ -58,7 +58,7 @@ export interface BackupLimits {
 export const DEFAULT_LIMITS: BackupLimits = {
   maxBlobSize: 512 * 1024 * 1024,
   concurrentBlobs: 8,
-  shardSize: 16 * 1024 * 1024,
+  shardSize: 8 * 1024 * 1024,
 }
 
 /** Reads of a repository that changes while it is read, before giving up. */
@@ -202,15 +202,11 @@ export async function runBackup(
     has: (digest) =>
       (previous?.index.has(digest) ?? false) || resumed.known.has(digest),
   }
-  const gate = Promise.withResolvers<void>()
-  // Nobody may be waiting for the gate when it fails.
-  gate.promise.catch(() => {})
   const packer = new Packer({
     writer: context.writer,
     journal,
     createSha256: context.createSha256,
     known,
-    gate: gate.promise,
     shardSize: context.limits.shardSize,
     signal,
     onUpload: ({ blocksUploaded, bytesUploaded }) =>
@@ -233,7 +229,6 @@ export async function runBackup(
   let spool: Spool | undefined
   try {
     const since = covered ? previous.backup.rev : undefined
-    if (parts.includes('blobs')) blobs.start({ list: !sameCommit, since })
     let repo: VerifiedRepo | undefined
     if (!sameCommit) {
       const read = await readRepo(context, identity, {
@@ -250,14 +245,15 @@ export async function runBackup(
         repoBytes: repo.received,
       })
     }
-    gate.resolve()
+    // Nothing goes into the Space before the repository is verified.
     enter('blobs')
+    if (parts.includes('blobs')) blobs.start({ list: !sameCommit, since })
     if (repo) {
       for await (const { digest, bytes } of repo.blocks()) {
         await packer.addRepoBlock(digest, bytes)
       }
       if (parts.includes('blobs')) {
-        for (const cid of repo.blobs) await blobs.consider(cid)
+        for (const cid of repo.blobs.keys()) await blobs.consider(cid)
       }
     }
     await blobs.finish()
@@ -294,7 +290,6 @@ export async function runBackup(
     return result(kind, recorded.backup, recorded.event)
   } catch (error) {
     stop.abort(error)
-    gate.reject(error)
     await blobs.settle()
     await packer.settle()
     throw error
@@ -411,8 +406,8 @@ class BlobBackup {
   }
 
   /**
-   * Begins, while the repository is read, with the blobs that the last backup
-   * misses and with the host's own list. Not every host has one, and records
+   * Begins with the blobs that the last backup misses and with the host's own
+   * list. Not every host has one, and records
    * tell the same: a list that fails is only a warning.
    */
   start({ list, since }: { list: boolean; since: string | undefined }): void {
@@ -464,7 +459,7 @@ class BlobBackup {
   async finish(): Promise<void> {
     await this.settle()
     // What a fetch or an upload threw goes on as it is.
-    // eslint-disable-next-line @typescript-eslint/only-throw-error
+
     if (this.#failure) throw this.#failure.error
   }
 

@@ -9,6 +9,8 @@ const MAX_SECTION_PREFIX = 64
 /** A CAR that is complete and not uploaded yet. */
 export interface SealedShard {
   bytes: Uint8Array
+  /** What `bytes` is the start of: free when they are not needed any more. */
+  buffer: Uint8Array
   slices: ShardSlice[]
   /** Blobs whose last block is in this shard: CID and UnixFS root, as text. */
   blobs: [cid: string, root: string][]
@@ -22,10 +24,13 @@ export class ShardBuilder {
   #slices: ShardSlice[] = []
   readonly blobs: [cid: string, root: string][] = []
 
-  /** @param maxSize - of the CAR, in bytes, unless one block is larger */
-  constructor(maxSize: number) {
+  /**
+   * @param maxSize - of the CAR, in bytes, unless one block is larger
+   * @param buffer - memory to use, of a shard that is not needed any more
+   */
+  constructor(maxSize: number, buffer?: Uint8Array) {
     this.#maxSize = maxSize
-    this.#buffer = new Uint8Array(FIRST_BUFFER_SIZE)
+    this.#buffer = buffer ?? new Uint8Array(FIRST_BUFFER_SIZE)
     this.#append(CAR_HEADER)
   }
 
@@ -59,6 +64,7 @@ export class ShardBuilder {
   seal(): SealedShard {
     return {
       bytes: this.#buffer.subarray(0, this.#size),
+      buffer: this.#buffer,
       slices: this.#slices,
       blobs: this.blobs,
     }

@@ -1,4 +1,4 @@
-import type { Failure, Link, Result } from '@ucanto/interface'
+import type { Failure, Link, Result, Unit } from '@ucanto/interface'
 import { fail, Schema } from '@ucanto/validator'
 
 /** A Space: always a `did:key`. */
@@ -12,7 +12,7 @@ export const AccountDID = Schema.did().refine({
       : fail(`an account is a did:plc or a did:web, not ${did}`),
 })
 
-type Verdict = Result<object, Failure>
+type Verdict = Result<Unit, Failure>
 
 /** Requires all of the given rules. */
 export function and(...results: Verdict[]): Verdict {

@@ -10,9 +10,9 @@ import {
 } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { pipeline } from 'node:stream/promises'
-import * as dagCBOR from '@ipld/dag-cbor'
 import { CID } from 'multiformats/cid'
 import type { BackupReader } from '../backup/index.ts'
+import { collectBlobs, type ReferredBlobs } from '../backup/repo.ts'
 import { encodeCarHeader, encodeCarSection } from '../backup/car.ts'
 import type { MissingBlob } from '../space/index.ts'
 import { FolderNotEmptyError } from './errors.ts'
@@ -34,8 +34,8 @@ export interface Manifest {
   account: string
   /** What the account called itself; nobody has checked it. */
   handle?: string
-  /** When the account was read. */
-  timestamp: string
+  /** Key of the backup in the Space, if it was given. */
+  timestamp?: string
   rev: string
   /** CID of the commit. */
   commit: string
@@ -68,8 +68,8 @@ export interface ExportProgress {
 }
 
 export interface ExportOptions {
-  /** Key of the backup in the Space. */
-  timestamp: string
+  /** Key of the backup in the Space, for the manifest. */
+  timestamp?: string
   /** Write into a folder that has other files, and over those of the same name. */
   force?: boolean
   onProgress?: (progress: Readonly<ExportProgress>) => void
@@ -90,7 +90,7 @@ export interface ExportOptions {
 export async function exportBackup(
   backup: BackupReader,
   folder: string,
-  { timestamp, force = false, onProgress, signal }: ExportOptions
+  { timestamp, force = false, onProgress, signal }: ExportOptions = {}
 ): Promise<Manifest> {
   const target = resolve(folder)
   const existing = await filesIn(target)
@@ -132,11 +132,11 @@ async function writeAll(
   }
   await mkdir(join(folder, BLOBS_FOLDER))
 
-  const mimeTypes = new Map<string, string>()
+  const mimeTypes: ReferredBlobs = new Map()
   const repo = await writeTo(
     join(folder, REPO_FILE),
     carOf(backup, (record) => {
-      collectMimeTypes(record, mimeTypes)
+      collectBlobs(record, mimeTypes)
       step({ records: progress.records + 1 })
     }),
     (bytes) => step({ repoBytes: progress.repoBytes + bytes })
@@ -192,7 +192,7 @@ async function writeAll(
     version: 1,
     account: value.account,
     ...(handle === undefined ? {} : { handle }),
-    timestamp,
+    ...(timestamp === undefined ? {} : { timestamp }),
     rev: value.rev,
     commit: value.repo.toString(),
     signature: value.signature,
@@ -319,41 +319,6 @@ async function filesIn(folder: string): Promise<string[]> {
       `${folder} is a file; name a folder to write the backup to`,
       { cause: error }
     )
-  }
-}
-
-/**
- * Collects what a record says its blobs are.
- *
- * @see https://atproto.com/specs/data-model#blob-type
- */
-function collectMimeTypes(
-  record: Uint8Array,
-  mimeTypes: Map<string, string>
-): void {
-  if (
-    !Buffer.from(record.buffer, record.byteOffset, record.length).includes(
-      'mimeType'
-    )
-  )
-    return
-  let value: unknown
-  try {
-    value = dagCBOR.decode(record)
-  } catch {
-    // A record that is not DAG-CBOR refers to no blobs.
-    return
-  }
-  const queue = [value]
-  for (let item = queue.pop(); item !== undefined; item = queue.pop()) {
-    if (item === null || typeof item !== 'object' || CID.asCID(item)) continue
-    const { ref, cid, mimeType } = item as Record<string, unknown>
-    const blob = CID.asCID(ref)?.toString() ?? cid
-    if (typeof mimeType === 'string' && typeof blob === 'string') {
-      mimeTypes.set(blob, mimeType)
-    }
-    if (!(item instanceof Uint8Array))
-      queue.push(...(Object.values(item) as unknown[]))
   }
 }
 

@@ -5,7 +5,7 @@ import { Clock as RemoteClock } from '../client/index.ts'
 import type { Connection, InvocationConfig } from '../client/index.ts'
 import { decodeEvent } from '../space/index.ts'
 import type { ClockEvent, ClockStore } from '../stores/index.ts'
-import { ServiceError } from './errors.ts'
+import { refused, unreachable } from './service.ts'
 
 /** Events that one call tells a service of. */
 const BATCH_SIZE = 200
@@ -66,17 +66,10 @@ export async function pushLocalClock(
         bytes,
       })),
     }).catch((cause: unknown) => {
-      throw new ServiceError(
-        'ServiceUnreachableError',
-        'the backup service cannot be reached; check its URL and that it runs',
-        { cause }
-      )
+      throw unreachable(cause)
     })
     if (out.error && out.error.name !== 'MissingBlock') {
-      throw new ServiceError(
-        out.error.name,
-        `the backup service does not take the events of this agent's own clock: ${out.error.message}`
-      )
+      throw refused(out.error)
     }
     return !out.error
   }

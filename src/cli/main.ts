@@ -4,7 +4,7 @@
  * @packageDocumentation
  */
 import { Command, CommanderError } from 'commander'
-import packageJson from '../../package.json' with { type: 'json' }
+import { PACKAGE } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
 import { createBackupCommand } from './commands/backup.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
@@ -76,8 +76,8 @@ export async function runProcess(process: NodeJS.Process): Promise<void> {
 
 function createProgram(io: Io, onFailed: () => void): Command {
   const program = new Command('bluesky-backups')
-    .description(packageJson.description)
-    .version(packageJson.version)
+    .description(PACKAGE.description)
+    .version(PACKAGE.version)
     .exitOverride()
     .configureOutput({
       writeOut: (text) => void io.stdout.write(text),
@@ -130,7 +130,7 @@ function report(io: Io, error: unknown): number {
       ? error
       : new Error(String(error))
   if (wantsJson(io)) printError(io, name, message)
-  else printLine(io.stderr, `error: ${lines(message)}`)
+  else printLine(io.stderr, `error: ${readable(error, message)}`)
   if (io.argv.includes('--verbose')) printStacks(io, error)
   if (interrupted) return INTERRUPTED
   return error instanceof UsageError || error instanceof ConfigError
@@ -144,12 +144,19 @@ function printError(io: Io, name: string, message: string): void {
 
 function printStacks(io: Io, error: unknown): void {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
-    printLine(io.stderr, lines(cause.stack ?? cause.message))
+    printLine(io.stderr, safeLines(cause.stack ?? cause.message))
   }
 }
 
+/** A message in one line; only of settings there may be several problems. */
+function readable(error: unknown, message: string): string {
+  return error instanceof ConfigError
+    ? safeLines(message)
+    : printable(message.replace(/\s+/g, ' '))
+}
+
 /** Messages may quote what others sent. */
-function lines(text: string): string {
+function safeLines(text: string): string {
   return text.split('\n').map(printable).join('\n')
 }
 

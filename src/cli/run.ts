@@ -127,7 +127,8 @@ export async function startRun(
         proofs: proofsFor(client, space, ['backup/run']),
       },
       { account: did as `did:${string}:${string}`, delegation },
-      { connection }
+      // Asked again in the same second, it is another run that is meant.
+      { connection, nonce: crypto.randomUUID() }
     )
   )
   return run

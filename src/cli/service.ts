@@ -13,16 +13,27 @@ export async function askService<T extends object>(
   try {
     out = await ask()
   } catch (cause) {
-    throw new ServiceError(
-      'ServiceUnreachableError',
-      'the backup service cannot be reached; check its URL and that it runs',
-      { cause }
-    )
+    throw unreachable(cause)
   }
-  if (!out.error) return out.ok
-  throw new ServiceError(out.error.name, describe(out.error), {
-    cause: out.error,
-  })
+  if (out.error) throw refused(out.error)
+  return out.ok
+}
+
+/** What it comes to when a service does not answer. */
+export function unreachable(cause: unknown): ServiceError {
+  return new ServiceError(
+    'ServiceUnreachableError',
+    `the backup service cannot be reached (${cause instanceof Error ? cause.message : String(cause)}); check its URL and that it runs`,
+    { cause }
+  )
+}
+
+/** What it comes to when a service answers with a failure. */
+export function refused(failure: {
+  name: string
+  message: string
+}): ServiceError {
+  return new ServiceError(failure.name, describe(failure), { cause: failure })
 }
 
 function describe({

@@ -1,9 +1,9 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { create, type Client } from '@storacha/client'
-import { uploadServiceConnection } from '@storacha/client/service'
+import { connect as connectTo } from '@ucanto/client'
 import { DID } from '@ucanto/core'
-import type { ConnectionView } from '@ucanto/interface'
+import { CAR, HTTP } from '@ucanto/transport'
 import {
   createIdentityResolver,
   createSafeFetch,
@@ -19,13 +19,17 @@ import {
 } from '../client/index.ts'
 import { createNativeSha256 } from '../node/index.ts'
 import { openStores, type Stores } from '../stores/index.ts'
-import { createSpaceReader } from '../storacha/index.ts'
+import { createSpaceReader, type Fetch } from '../storacha/index.ts'
 import { createAgentStore } from './agent-store.ts'
 import { proofsFor } from './authority.ts'
 import { NoSpaceError, UsageError } from './errors.ts'
 import { printLine, type Io } from './io.ts'
 import { createLocalClock, pushLocalClock } from './local-clock.ts'
 import { readAgentConfig, type AgentConfig, type Flags } from './options.ts'
+import { refused } from './service.ts'
+
+/** Milliseconds that a service may take for an answer. */
+const SERVICE_TIMEOUT = 60_000
 
 /** A Space by its DID. */
 export type SpaceDID = `did:key:${string}`
@@ -70,11 +74,17 @@ export interface Session extends AsyncDisposable {
  */
 export async function openSession(io: Io, flags: Flags): Promise<Session> {
   const config = readAgentConfig(flags, io.env)
+  const askingFetch = abortable(globalThis.fetch, io.signal, SERVICE_TIMEOUT)
   // One service answers for all that the client tells apart.
-  const connection = uploadServiceConnection({
+  const connection = connectTo<never>({
     id: DID.parse(config.uploadServiceDid),
-    url: config.uploadServiceUrl,
-  }) as ConnectionView<never>
+    codec: CAR.outbound,
+    channel: HTTP.open({
+      url: config.uploadServiceUrl,
+      method: 'POST',
+      fetch: askingFetch as never,
+    }),
+  })
   const client = await create({
     store: createAgentStore(join(config.home, 'agent.json')),
     serviceConf: {
@@ -85,9 +95,13 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     },
     receiptsEndpoint: config.receiptsUrl,
   })
-  const fetch = createSafeFetch({
+  const safeFetch = createSafeFetch({
     allowPrivateNetwork: config.allowPrivateNetwork,
   })
+  const fetch = {
+    small: abortable(safeFetch.small, io.signal),
+    stream: abortable(safeFetch.stream, io.signal),
+  }
   const warn = (message: string) => printLine(io.stderr, `warning: ${message}`)
 
   let stores: Promise<Stores> | undefined
@@ -103,8 +117,9 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
         'no backup service is set; name one with --service URL or BLUESKY_BACKUPS_SERVICE_URL'
       )
     }
-    const info = await discover(url, { signal: io.signal })
-    return { url, info, connection: connect({ url, did: info.did }) }
+    const info = await discover(url, { fetch: askingFetch })
+    const connection = connect({ url, did: info.did, fetch: askingFetch })
+    return { url, info, connection }
   }
 
   const session: Session = {
@@ -114,12 +129,12 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     warn,
     identities: createIdentityResolver({
       plcUrl: config.plcUrl,
-      fetch: fetch.small,
+      fetch,
       allowPrivateNetwork: config.allowPrivateNetwork,
       ...(config.handleResolverUrl
         ? { handleResolverUrl: config.handleResolverUrl }
         : {}),
-      onWarning: warn,
+      onWarning: ({ message }) => warn(message),
     }),
     reader: createSpaceReader({
       gateways: config.gatewayUrls,
@@ -148,7 +163,7 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
         proofs: proofsFor(client, space, ['clock/head', 'clock/advance']),
       }
       await pushLocalClock(local, authority, connection)
-      return createClock(authority, { connection })
+      return explained(createClock(authority, { connection }))
     },
     async [Symbol.asyncDispose]() {
       const opened = await stores?.catch(() => undefined)
@@ -156,4 +171,33 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     },
   }
   return session
+}
+
+/**
+ * Requests end when the user interrupts the command.
+ *
+ * @param timeout - milliseconds that a request may take
+ */
+function abortable(fetch: Fetch, signal: AbortSignal, timeout?: number): Fetch {
+  return (input, init) => {
+    const signals = [
+      signal,
+      ...(init?.signal ? [init.signal] : []),
+      ...(timeout === undefined ? [] : [AbortSignal.timeout(timeout)]),
+    ]
+    return fetch(input, { ...init, signal: AbortSignal.any(signals) })
+  }
+}
+
+/** A clock whose refusals say what the user can do. */
+function explained(clock: Clock): Clock {
+  const explain = (error: unknown): never => {
+    const { name, message } = Object((error as Error).cause) as Partial<Error>
+    if (name !== 'Unauthorized') throw error
+    throw refused({ name, message: message ?? '' })
+  }
+  return {
+    head: (...input) => clock.head(...input).catch(explain),
+    advance: (...input) => clock.advance(...input).catch(explain),
+  }
 }

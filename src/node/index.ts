@@ -7,4 +7,5 @@
 export { createFileSpool } from './file-spool.ts'
 export { loadKeyFile, KeyFileError } from './key-file.ts'
 export { createNativeSha256 } from './sha256.ts'
+export { PACKAGE } from './package-info.ts'
 export { systemTime } from './time.ts'

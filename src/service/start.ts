@@ -4,7 +4,6 @@ import { connect } from '@ucanto/client'
 import { CAR } from '@ucanto/transport'
 import type { Channel } from '@ucanto/interface'
 import type { Logger } from 'pino'
-import packageJson from '../../package.json' with { type: 'json' }
 import {
   createAccountReader,
   createIdentityResolver,
@@ -16,6 +15,7 @@ import {
   createFileSpool,
   createNativeSha256,
   loadKeyFile,
+  PACKAGE,
   systemTime,
 } from '../node/index.ts'
 import { openStores } from '../stores/index.ts'
@@ -105,8 +105,8 @@ export async function startService(
   })
   const app = createApp({
     info: {
-      name: packageJson.name,
-      version: packageJson.version,
+      name: PACKAGE.name,
+      version: PACKAGE.version,
       did,
       agent: agent.did(),
     },
@@ -144,10 +144,10 @@ function createPipeline(
   return {
     identities: createIdentityResolver({
       plcUrl: config.plcUrl,
-      fetch: safeFetch.small,
+      fetch: safeFetch,
       allowPrivateNetwork,
       ...(handleResolverUrl ? { handleResolverUrl } : {}),
-      onWarning: (message) => logger.warn(message),
+      onWarning: (warning) => logger.warn({ err: warning }, 'identity'),
     }),
     accounts: createAccountReader({ fetch: safeFetch }),
     uploadService: {

@@ -110,7 +110,7 @@ export function connectUploadService(
   }
   const audience = DID.parse(config.did)
   return {
-    connection: connect({
+    connection: connect<never>({
       id: audience,
       codec: CAR.outbound,
       channel: HTTP.open({
@@ -118,7 +118,7 @@ export function connectUploadService(
         method: 'POST',
         fetch: send as never,
       }),
-    }) as ConnectionView<never>,
+    }),
     audience,
     receiptsUrl: config.receiptsUrl,
     fetch: withReceipts,

@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache'
 import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
-import { bytesEqual } from '../backup/bytes.ts'
+import { bytesEqual, concat } from '../backup/bytes.ts'
 import { GatewayError } from '../backup/errors.ts'
 import type {
   Block,
@@ -187,13 +187,7 @@ async function readPart(
     )
   }
   const size = parts.reduce((sum, { length }) => sum + length, 0)
-  const bytes = new Uint8Array(size)
-  let offset = 0
-  for (const part of parts) {
-    bytes.set(part, offset)
-    offset += part.length
-  }
-  return bytes
+  return concat(parts, size)
 }
 
 function withSlash(url: URL): URL {

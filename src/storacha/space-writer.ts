@@ -3,18 +3,24 @@ import * as Link from 'multiformats/link'
 import * as Digest from 'multiformats/hashes/digest'
 import { Blob as SpaceBlob, Index, Upload } from '@storacha/upload-client'
 import { ShardedDAGIndex } from '@storacha/blob-index'
+import type { BackupError } from '../backup/errors.ts'
 import {
-  BackupError,
   SpaceQuotaError,
   SpaceUnauthorizedError,
   SpaceUnavailableError,
 } from '../backup/errors.ts'
-import type { SpaceWriter } from '../backup/interface.ts'
+import type {
+  IndexedShard,
+  SpaceWriter,
+  UnknownLink,
+} from '../backup/interface.ts'
 import { createSha256, digestOf, type CreateSha256 } from '../backup/sha256.ts'
 import type { UploadServiceConnection } from './connection.ts'
 
 const CAR_CODE = 0x0202
 const SHA2_256_CODE = 0x12
+/** Slices of one index, unless one shard has more. */
+const MAX_INDEX_SLICES = 16_000
 
 /** Who writes into which Space, and what allows it. */
 export interface SpaceAuthority {
@@ -71,31 +77,11 @@ export function createSpaceWriter(
     },
 
     async register({ root, shards, stored }, { signal } = {}) {
-      const index = ShardedDAGIndex.create(root)
-      for (const shard of shards) {
-        const shardDigest = Digest.decode(shard.digest)
-        for (const { digest, offset, length } of shard.slices) {
-          index.setSlice(shardDigest, Digest.create(SHA2_256_CODE, digest), [
-            offset,
-            length,
-          ])
-        }
-      }
-      const archived = await index.archive()
-      if (archived.error) throw archived.error
-      const bytes = archived.ok
-      const digest = Digest.create(SHA2_256_CODE, digestOf(sha256, bytes))
-      await Promise.all([
-        stored,
-        named('storing the index', signal, () =>
-          put(digest.bytes, bytes, signal)
-        ),
-      ])
-      await Promise.all([
-        named('publishing the index', signal, () =>
-          Index.add(conf, Link.create(CAR_CODE, digest), options(signal))
-        ),
-        named('listing the upload', signal, () =>
+      // Awaited below; until then nobody may be listening.
+      stored.catch(() => {})
+      const list = async () => {
+        await stored
+        await named('listing the upload', signal, () =>
           Upload.add(
             conf,
             root,
@@ -104,11 +90,67 @@ export function createSpaceWriter(
             ),
             options(signal)
           )
-        ),
-      ])
-      return { size: bytes.length }
+        )
+      }
+      const listed = list()
+      listed.catch(() => {})
+      let size = 0
+      for (const group of groupsOf(shards)) {
+        const bytes = await indexOf(root, group)
+        const digest = Digest.create(SHA2_256_CODE, digestOf(sha256, bytes))
+        await Promise.all([
+          stored,
+          named('storing the index', signal, () =>
+            put(digest.bytes, bytes, signal)
+          ),
+        ])
+        await named('publishing the index', signal, () =>
+          Index.add(conf, Link.create(CAR_CODE, digest), options(signal))
+        )
+        size += bytes.length
+      }
+      await listed
+      return { size }
     },
   }
+}
+
+/**
+ * Groups of shards with a limited number of slices each: an index is held in
+ * memory, however many blocks the account has.
+ */
+function* groupsOf(shards: IndexedShard[]): Generator<IndexedShard[]> {
+  let group: IndexedShard[] = []
+  let slices = 0
+  for (const shard of shards) {
+    if (group.length > 0 && slices + shard.slices.length > MAX_INDEX_SLICES) {
+      yield group
+      group = []
+      slices = 0
+    }
+    group.push(shard)
+    slices += shard.slices.length
+  }
+  if (group.length > 0) yield group
+}
+
+async function indexOf(
+  root: UnknownLink,
+  shards: IndexedShard[]
+): Promise<Uint8Array> {
+  const index = ShardedDAGIndex.create(root)
+  for (const shard of shards) {
+    const digestOfShard = Digest.decode(shard.digest)
+    for (const { digest, offset, length } of shard.slices) {
+      index.setSlice(digestOfShard, Digest.create(SHA2_256_CODE, digest), [
+        offset,
+        length,
+      ])
+    }
+  }
+  const { ok, error } = await index.archive()
+  if (error) throw error
+  return ok
 }
 
 /** Gives failures of the upload service the names that a run ends with. */

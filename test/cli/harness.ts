@@ -11,13 +11,17 @@ import {
 } from '../../src/service/index.ts'
 import type { Network } from '../network/index.ts'
 
+/** What tests look into as they expect it to be. */
+
+type Json = any
+
 /** What a command printed, and how it ended. */
 export interface Finished {
   code: number
   stdout: string
   stderr: string
   /** The one object on stdout, with `--json`. */
-  json: any
+  json: Json
 }
 
 export interface RunOptions {
@@ -63,7 +67,7 @@ export class Agent {
   }
 
   /** Runs a command that must succeed, and gives its object. */
-  async json(argv: string[], options?: RunOptions): Promise<any> {
+  async json(argv: string[], options?: RunOptions): Promise<Json> {
     const finished = await this.run([...argv, '--json'], options)
     if (finished.code !== 0) {
       throw new Error(
@@ -75,7 +79,9 @@ export class Agent {
 }
 
 /** Folders that are removed at the end. */
-export async function createFolder(): Promise<{ path: string } & AsyncDisposable> {
+export async function createFolder(): Promise<
+  { path: string } & AsyncDisposable
+> {
   const path = await mkdtemp(join(tmpdir(), 'bluesky-backups-test-'))
   return {
     path,
@@ -86,10 +92,11 @@ export async function createFolder(): Promise<{ path: string } & AsyncDisposable
 /** Starts a backup service that works in the network. */
 export function startTestService(
   network: Network,
-  dataFolder: string
+  dataFolder: string,
+  flags: Parameters<typeof readConfig>[0] = {}
 ): Promise<RunningService> {
   return startService(
-    readConfig({ port: '0', dataFolder }, network.environment),
+    readConfig({ port: '0', dataFolder, ...flags }, network.environment),
     { logger: pino({ level: 'silent' }) }
   )
 }

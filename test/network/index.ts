@@ -69,11 +69,16 @@ export async function startNetwork(
   }
 }
 
-function createEnvironment({
+/** Settings with which programs use what is running. */
+export function createEnvironment({
   plc,
   pds,
   storacha,
-}: Pick<Network, 'plc' | 'pds' | 'storacha'>): Record<string, string> {
+}: {
+  plc: Pick<Plc, 'url'>
+  pds: Pick<Pds, 'url'>
+  storacha: Pick<Storacha, 'url' | 'did' | 'didKey' | 'receiptsUrl'>
+}): Record<string, string> {
   return {
     BLUESKY_BACKUPS_UPLOAD_SERVICE_URL: storacha.url,
     BLUESKY_BACKUPS_UPLOAD_SERVICE_DID: storacha.did,

@@ -6,7 +6,7 @@ import type { Storacha } from './storacha.ts'
 
 /** A client of Storacha whose agent has a new key, kept in memory. */
 export async function createStorachaClient(
-  storacha: Storacha
+  storacha: Pick<Storacha, 'url' | 'did' | 'receiptsUrl'>
 ): Promise<Client.Client> {
   const connection = uploadServiceConnection({
     id: DID.parse(storacha.did),

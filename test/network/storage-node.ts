@@ -34,7 +34,7 @@ export interface StorageNodeOptions extends PrincipalResolver {
 /** A storage node: the upload service asks it to keep blobs. */
 export interface StorageNode {
   id: Signer
-  // eslint-disable-next-line @typescript-eslint/no-explicit-any -- replication and proofs of possession are left out
+
   connection: ConnectionView<any>
   /** Size of a blob that the upload service announced, in bytes. */
   allocated(digest: MultihashDigest): number | undefined

@@ -1,6 +1,6 @@
 import type { Command } from 'commander'
 import { verifyBackup, type Outcome } from '../../backup/index.ts'
-import { readIdentity } from '../../atproto/index.ts'
+import { signingKeysIn } from '../../atproto/index.ts'
 import type { Backup as Protocol } from '../../capabilities/index.ts'
 import {
   entries,
@@ -329,15 +329,10 @@ function createVerifyCommand(backup: Command, context: CommandContext): void {
     'bluesky-backups backup verify alice.bsky.social latest',
     async ({ session, io }, ...words: (string | undefined)[]) => {
       const { backup, timestamp } = await openTarget(session, words)
-      const { allowPrivateNetwork } = session.config
       const display = createProgress(io)
       try {
         const result = await verifyBackup(backup, {
-          keys: (account, document, log) =>
-            readIdentity(account, document, log, {
-              allowPrivateNetwork,
-              onWarning: (message) => session.warn(message),
-            }),
+          keys: signingKeysIn,
           onProgress: ({ records, blobs, repoBytes, blobBytes }) =>
             display.update(
               `checked ${formatCount(records, 'record')}, ${formatCount(blobs, 'blob')}, ${formatBytes(repoBytes + blobBytes)}`,

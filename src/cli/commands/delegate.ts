@@ -170,11 +170,14 @@ function readExpiration(text: string): number {
 }
 
 function parseDID(text: string): Principal {
-  try {
-    return DID.parse(text)
-  } catch {
-    throw new UsageError(
-      `"${text}" is not a DID; give the did:key of who may act`
-    )
+  if (/^did:[a-z0-9]+:\S+$/.test(text)) {
+    try {
+      return DID.parse(text)
+    } catch {
+      // A did:key may still be no key.
+    }
   }
+  throw new UsageError(
+    `"${text}" is not a DID; give the did:key of who may act`
+  )
 }

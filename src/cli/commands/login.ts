@@ -44,7 +44,7 @@ export function createLoginCommand(
       if (!known) {
         printLine(
           io.stderr,
-          `waiting for ${email} to click the link in the mail that ${session.config.uploadServiceUrl.origin} has sent`
+          `waiting for ${email} to click the link in the mail that ${session.config.uploadServiceUrl.origin} sends`
         )
       }
       const account = await askUploadService(

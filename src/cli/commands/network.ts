@@ -1,5 +1,5 @@
+import { PACKAGE } from '../../node/index.ts'
 import type { Command } from 'commander'
-import packageJson from '../../../package.json' with { type: 'json' }
 import {
   addCommonOptions,
   printResult,
@@ -81,7 +81,7 @@ async function loadNetwork() {
     if ((cause as NodeJS.ErrnoException).code !== 'ERR_MODULE_NOT_FOUND') {
       throw cause
     }
-    const versions = packageJson.devDependencies
+    const versions = PACKAGE.devDependencies
     throw new MissingPackagesError(
       `the network is made of packages that are not installed; run: npm install ${PACKAGES.map((name) => `${name}@${versions[name]}`).join(' ')}`,
       { cause }

@@ -4,9 +4,18 @@ import { agentCommand, type CommandContext } from '../command.ts'
 import { formatFields, formatTable, printable } from '../format.ts'
 import { describeProgress } from '../progress.ts'
 import { listRuns } from '../run.ts'
+import type { Session } from '../session.ts'
 import { viewSpace } from '../target.ts'
 
-/** `status`: how everything stands. */
+/** What could be found out, or why it could not. */
+type Answer<T> = { value: T; error?: undefined } | { error: Error }
+
+type Run = Awaited<ReturnType<typeof listRuns>>[number]
+
+/**
+ * `status`: how everything stands. What does not answer is shown as such, beside
+ * all that does.
+ */
 export function createStatusCommand(
   program: Command,
   context: CommandContext
@@ -22,90 +31,106 @@ export function createStatusCommand(
     'bluesky-backups status --service https://backups.example',
     async ({ session }) => {
       const { client, config } = session
-      const space = session.space()
+      const space = { did: session.space(), name: client.currentSpace()?.name }
       const service = config.serviceUrl
-        ? await session.service().catch((error: Error) => error)
+        ? await answerOf(session.service())
         : undefined
-      const agent = client.did()
-      if (service instanceof Error) {
-        return {
-          failed: true,
-          json: {
-            agent,
-            space,
-            service: {
-              url: config.serviceUrl?.href,
-              reachable: false,
-              error: { name: service.name, message: service.message },
-            },
-          },
-          text: formatFields([
-            ['agent', agent],
-            ['space', space],
-            ['service', service.message],
-          ]),
-        }
-      }
-      const view = await viewSpace(session)
-      const accounts: { account: string; lastBackup: string | null }[] = []
-      for (const account of view.accounts) {
-        const latest = await latestBackup(view.blocks, view.state, account)
-        accounts.push({ account, lastBackup: latest?.timestamp ?? null })
-      }
-      const runs = service ? await listRuns(session, service) : []
-      const parts = [
-        formatFields([
-          ['agent', agent],
-          ['space', `${client.currentSpace()?.name}  ${space}`.trim()],
-          [
-            'service',
-            service
-              ? `${service.url.href} (${printable(service.info.name)} ${printable(service.info.version)})`
-              : 'none: the clock is kept by this agent',
-          ],
-          ['', service && service.info.did],
-          ['', service && service.info.agent],
-          ['head', view.head.join(', ') || 'no events yet'],
-        ]),
-        ...(accounts.length === 0
-          ? []
-          : [
-              formatTable(
-                ['ACCOUNT', 'LAST BACKUP'],
-                accounts.map(({ account, lastBackup }) => [
-                  account,
-                  lastBackup ?? 'none',
-                ])
-              ),
-            ]),
-        ...(runs.length === 0
-          ? []
-          : [
-              formatTable(
-                ['RUN STARTED', 'ACCOUNT', 'STATE', ''],
-                runs.map((run) => [
-                  new Date(run.created).toISOString(),
-                  run.account,
-                  run.state,
-                  printable(describeRun(run)),
-                ])
-              ),
-            ]),
-      ]
+      const runs = service && (await answerOf(readRuns(session)))
+      const state = await answerOf(readState(session))
+      const info = service?.error ? undefined : service?.value.info
+      const { head, accounts } = state.error
+        ? { head: undefined, accounts: undefined }
+        : state.value
+      const problems = [service, runs, state].flatMap((answer) =>
+        answer?.error ? [answer.error] : []
+      )
+      // One cause may have stopped several answers.
+      const errors = new Map(problems.map((error) => [error.message, error]))
       return {
+        failed: problems.length > 0,
         json: {
-          agent,
+          agent: client.did(),
           space,
-          service: service
-            ? { url: service.url.href, reachable: true, ...service.info }
+          service: config.serviceUrl
+            ? { url: config.serviceUrl.href, ...info, reachable: !!info }
             : null,
-          head: view.head,
-          accounts,
-          runs: runs.map((run) => ({ ...run, run: run.run.toString() })),
+          head: head ?? null,
+          accounts: accounts ?? null,
+          runs: runs && !runs.error ? runs.value : null,
+          errors: [...errors.values()].map(({ name, message }) => ({
+            name,
+            message,
+          })),
         },
-        text: parts.join('\n\n'),
+        text: [
+          formatFields([
+            ['agent', client.did()],
+            ['space', `${printable(space.name ?? '')}  ${space.did}`.trim()],
+            [
+              'service',
+              config.serviceUrl?.href ??
+                'none: the clock is kept by this agent',
+            ],
+            ['', info && printable(`${info.name} ${info.version}`)],
+            ['', info?.did],
+            ['', info?.agent],
+            ['head', head && (head.join(', ') || 'no events yet')],
+            ...[...errors.values()].map(({ message }): [string, string] => [
+              'error',
+              printable(message.replace(/\s+/g, ' ')),
+            ]),
+          ]),
+          ...(accounts?.length ? [tableOfAccounts(accounts)] : []),
+          ...(runs && !runs.error && runs.value.length > 0
+            ? [tableOfRuns(runs.value)]
+            : []),
+        ].join('\n\n'),
       }
     }
+  )
+}
+
+async function answerOf<T>(asked: Promise<T>): Promise<Answer<T>> {
+  try {
+    return { value: await asked }
+  } catch (error) {
+    return { error: error instanceof Error ? error : new Error(String(error)) }
+  }
+}
+
+async function readRuns(session: Session) {
+  const runs = await listRuns(session, await session.service())
+  return runs.map((run) => ({ ...run, run: run.run.toString() }))
+}
+
+async function readState(session: Session) {
+  const view = await viewSpace(session)
+  const accounts: { account: string; lastBackup: string | null }[] = []
+  for (const account of view.accounts) {
+    const latest = await latestBackup(view.blocks, view.state, account)
+    accounts.push({ account, lastBackup: latest?.timestamp ?? null })
+  }
+  return { head: view.head, accounts }
+}
+
+function tableOfAccounts(
+  accounts: { account: string; lastBackup: string | null }[]
+): string {
+  return formatTable(
+    ['ACCOUNT', 'LAST BACKUP'],
+    accounts.map(({ account, lastBackup }) => [account, lastBackup ?? 'none'])
+  )
+}
+
+function tableOfRuns(runs: Omit<Run, 'run'>[]): string {
+  return formatTable(
+    ['RUN ASKED FOR', 'ACCOUNT', 'STATE', ''],
+    runs.map((run) => [
+      new Date(run.created).toISOString(),
+      run.account,
+      run.state,
+      printable(describeRun(run)),
+    ])
   )
 }
 
@@ -114,7 +139,7 @@ function describeRun({
   outcome,
   progress,
   error,
-}: Awaited<ReturnType<typeof listRuns>>[number]): string {
+}: Omit<Run, 'run'>): string {
   if (error) return `${error.name}: ${error.message}`
   if (outcome) return outcome.kind
   return state === 'running' && progress ? describeProgress(progress) : ''

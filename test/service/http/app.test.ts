@@ -14,7 +14,7 @@ import pino from 'pino'
 import { Clock as Capabilities } from '../../../src/capabilities/index.ts'
 import { Clock } from '../../../src/client/index.ts'
 import { createApp, type AppContext } from '../../../src/service/http/app.ts'
-import packageJson from '../../../package.json' with { type: 'json' }
+import { PACKAGE } from '../../../src/node/index.ts'
 import {
   allow,
   createActors,
@@ -308,7 +308,7 @@ describe('HTTP edge', () => {
       const response = await fetch(service.url)
       assert.deepEqual(await response.json(), {
         name: 'bluesky-backups',
-        version: packageJson.version,
+        version: PACKAGE.version,
         did: service.did,
         agent: service.agent,
         capabilities: [

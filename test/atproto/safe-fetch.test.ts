@@ -1,0 +1,403 @@
+import assert from 'node:assert/strict'
+import dns from 'node:dns'
+import { getEventListeners } from 'node:events'
+import type { RequestListener } from 'node:http'
+import { syncBuiltinESMExports } from 'node:module'
+import { setTimeout } from 'node:timers/promises'
+import { gzipSync } from 'node:zlib'
+import { createSafeFetch } from '../../src/atproto/safe-fetch.ts'
+import type { SafeFetchOptions } from '../../src/atproto/safe-fetch.ts'
+import { ForbiddenAddressError, HostError } from '../../src/backup/errors.ts'
+import { startServer } from './network.ts'
+
+const FORBIDDEN = [
+  ['loopback', 'https://127.0.0.1/'],
+  ['loopback, not the first', 'https://127.8.8.8/'],
+  ['loopback in short form', 'https://127.1/'],
+  ['loopback as decimal number', 'https://2130706433/'],
+  ['loopback as octal number', 'https://0177.0.0.1/'],
+  ['loopback as hex number', 'https://0x7f000001/'],
+  ['loopback in mixed forms', 'https://0x7f.0.0.01/'],
+  ['loopback in fullwidth digits', 'https://１２７.0.0.1/'],
+  ['loopback with a trailing dot', 'https://127.0.0.1./'],
+  ['loopback of IPv6', 'https://[::1]/'],
+  ['loopback of IPv6, written out', 'https://[0:0:0:0:0:0:0:1]/'],
+  ['loopback mapped into IPv6', 'https://[::ffff:127.0.0.1]/'],
+  ['loopback mapped into IPv6, in hex', 'https://[::ffff:7f00:1]/'],
+  ['loopback translated by NAT64', 'https://[64:ff9b::7f00:1]/'],
+  ['loopback tunneled by 6to4', 'https://[2002:7f00:1::]/'],
+  ['unspecified address', 'https://0.0.0.0/'],
+  ['unspecified address of IPv6', 'https://[::]/'],
+  ['localhost', 'https://localhost/'],
+  ['localhost in capitals', 'https://LOCALHOST/'],
+  ['below localhost', 'https://pds.localhost/'],
+  ['name without a dot', 'https://metadata/'],
+  ['local name', 'https://printer.local/'],
+  ['private network 10', 'https://10.0.0.1/'],
+  ['private network 172.16', 'https://172.16.0.1/'],
+  ['private network 192.168', 'https://192.168.1.1/'],
+  ['shared address space', 'https://100.64.0.1/'],
+  ['link-local, cloud metadata', 'https://169.254.169.254/latest/meta-data/'],
+  ['link-local of IPv6', 'https://[fe80::1]/'],
+  ['unique local of IPv6', 'https://[fd00::1]/'],
+  ['multicast', 'https://224.0.0.1/'],
+  ['broadcast', 'https://255.255.255.255/'],
+  ['reserved', 'https://240.0.0.1/'],
+  ['benchmarking', 'https://198.18.0.1/'],
+  ['plain http', 'http://93.184.215.14/'],
+  ['another port', 'https://93.184.215.14:22/'],
+  ['user name and password', 'https://good.host:secret@127.0.0.1/'],
+  ['user name', 'https://good.host@93.184.215.14/'],
+  ['file', 'file:///etc/passwd'],
+  ['data', 'data:text/plain,hello'],
+  ['ftp', 'ftp://93.184.215.14/'],
+] as const
+
+type Callback = (error: null, addresses: dns.LookupAddress[]) => void
+
+const local = (options: Partial<SafeFetchOptions> = {}) =>
+  createSafeFetch({ allowPrivateNetwork: true, ...options })
+
+describe('safe fetch', () => {
+  describe('addresses', () => {
+    const { small, stream } = createSafeFetch({ allowPrivateNetwork: false })
+    for (const [what, url] of FORBIDDEN) {
+      it(`refuses ${what}: ${url}`, async () => {
+        for (const fetch of [small, stream]) {
+          await assert.rejects(
+            fetch(url, { redirect: 'follow' }),
+            ForbiddenAddressError
+          )
+        }
+      })
+    }
+
+    it('refuses them as Request too', async () => {
+      await assert.rejects(
+        small(new Request('https://127.0.0.1/', { redirect: 'error' })),
+        ForbiddenAddressError
+      )
+    })
+
+    it('never shows a password', async () => {
+      const url = 'https://alice:hunter2@127.0.0.1/'
+      await assert.rejects(
+        small(url, { redirect: 'error' }),
+        (error: Error) => !/hunter2|alice/.test(error.message)
+      )
+    })
+
+    it('refuses a public name that resolves to a private address', async () => {
+      const { lookup } = dns
+      const answer = (_name: string, _options: object, callback: Callback) =>
+        callback(null, [{ address: '10.0.0.1', family: 4 }])
+      dns.lookup = answer as unknown as typeof lookup
+      syncBuiltinESMExports()
+      try {
+        await assert.rejects(
+          small('https://rebound.bsky.network/', { redirect: 'error' }),
+          ForbiddenAddressError
+        )
+      } finally {
+        dns.lookup = lookup
+        syncBuiltinESMExports()
+      }
+    })
+
+    it('refuses to be sent to a forbidden address', async () => {
+      // Loopback is allowed here, so that there is a server to be sent on by:
+      // what is checked at the second hop is the same policy as at the first.
+      const { small, stream } = local()
+      for (const location of ['http://example.com/', 'file:///etc/passwd']) {
+        await using server = await startServer((_, response) =>
+          response.writeHead(302, { location }).end()
+        )
+        for (const fetch of [small, stream]) {
+          await assert.rejects(
+            fetch(server.url, { redirect: 'follow' }),
+            location.startsWith('http') ? ForbiddenAddressError : HostError
+          )
+        }
+      }
+    })
+
+    it('follows redirects to where it may go', async () => {
+      await using server = await startServer((request, response) =>
+        request.url === '/'
+          ? response.writeHead(302, { location: '/there' }).end()
+          : response.end('hello')
+      )
+      const response = await local().small(server.url, { redirect: 'follow' })
+      assert.equal(response.url, `${server.url.href}there`)
+      assert.equal(response.redirected, true)
+      assert.equal(await response.text(), 'hello')
+    })
+
+    it('fails on a redirect when none is wanted', async () => {
+      await using server = await startServer((_, response) =>
+        response.writeHead(302, { location: '/there' }).end()
+      )
+      await assert.rejects(
+        local().small(server.url, { redirect: 'error' }),
+        HostError
+      )
+    })
+
+    it('fails on endless redirects', async () => {
+      let count = 0
+      await using server = await startServer((_, response) =>
+        response.writeHead(302, { location: `/${count++}` }).end()
+      )
+      await assert.rejects(
+        local().small(server.url, { redirect: 'follow' }),
+        HostError
+      )
+      assert.ok(count < 30)
+    })
+  })
+
+  describe('requests', () => {
+    it('sends the headers and the user agent', async () => {
+      await using server = await startServer((request, response) =>
+        response.end(JSON.stringify(request.headers))
+      )
+      const { small } = local({ userAgent: 'bluesky-backups/1' })
+      const headers = { accept: 'text/plain' }
+      const inputs = [
+        () => small(server.url, { redirect: 'error', headers }),
+        () => small(new Request(server.url, { redirect: 'error', headers })),
+      ]
+      for (const fetch of inputs) {
+        const sent = (await (await fetch()).json()) as Record<string, string>
+        assert.equal(sent['user-agent'], 'bluesky-backups/1')
+        assert.equal(sent['accept'], 'text/plain')
+      }
+    })
+
+    it('passes an answer without a body', async () => {
+      await using server = await startServer((_, response) =>
+        response.writeHead(204).end()
+      )
+      const response = await local().small(server.url, { redirect: 'error' })
+      assert.equal(response.status, 204)
+      assert.equal(response.body, null)
+    })
+
+    it('fails with HostError when nobody listens', async () => {
+      const server = await startServer(() => {})
+      await server[Symbol.asyncDispose]()
+      await assert.rejects(local().small(server.url, { redirect: 'error' }), {
+        name: 'HostError',
+        retryable: true,
+        message: /did not answer.*ECONNREFUSED.*Try again/,
+      })
+    })
+  })
+
+  describe('limits', () => {
+    it('ends an answer that announces to be too large', async () => {
+      await using server = await startServer((_, response) =>
+        response
+          .writeHead(200, { 'content-length': 2000 })
+          .end(new Uint8Array(2000))
+      )
+      const { small, stream } = local({
+        small: { maxSize: 1999 },
+        stream: { maxSize: 1999 },
+      })
+      for (const fetch of [small, stream]) {
+        await assert.rejects(
+          fetch(server.url, { redirect: 'error' }),
+          HostError
+        )
+      }
+    })
+
+    it('ends an endless answer at its limit', async () => {
+      await using server = await startServer(endless)
+      const { small } = local({ small: { maxSize: 100_000 } })
+      const response = await small(server.url, { redirect: 'error' })
+      await assert.rejects(response.arrayBuffer(), HostError)
+    })
+
+    it('counts bytes after decompression', async () => {
+      const bomb = gzipSync(new Uint8Array(3_000_000))
+      await using server = await startServer((_, response) =>
+        response.writeHead(200, { 'content-encoding': 'gzip' }).end(bomb)
+      )
+      const response = await local().small(server.url, { redirect: 'error' })
+      await assert.rejects(response.arrayBuffer(), HostError)
+    })
+
+    it('takes an answer of exactly the limit', async () => {
+      await using server = await startServer((_, response) =>
+        response.end(new Uint8Array(2000))
+      )
+      const { small } = local({ small: { maxSize: 2000 } })
+      const response = await small(server.url, { redirect: 'error' })
+      assert.equal((await response.arrayBuffer()).byteLength, 2000)
+    })
+
+    it('does not wait for ever for the head', async () => {
+      await using server = await startServer(() => {})
+      const { small, stream } = local({
+        small: { timeout: 50 },
+        stream: { headTimeout: 50 },
+      })
+      for (const fetch of [small, stream]) {
+        await assert.rejects(fetch(server.url, { redirect: 'error' }), {
+          name: 'HostError',
+          message: /0\.05 seconds/,
+        })
+      }
+    })
+
+    it('ends a small answer that trickles', async () => {
+      await using server = await startServer(trickle)
+      const { small } = local({ small: { timeout: 100 } })
+      const response = await small(server.url, { redirect: 'error' })
+      await assert.rejects(response.text(), HostError)
+    })
+
+    it('lets a stream trickle', async () => {
+      await using server = await startServer(trickle)
+      const { stream } = local({
+        stream: { headTimeout: 100, idleTimeout: 100 },
+      })
+      const response = await stream(server.url, { redirect: 'error' })
+      let size = 0
+      for await (const bytes of response.body!) {
+        size += bytes.length
+        if (size === 20) break
+      }
+      assert.equal(size, 20)
+    })
+
+    it('ends a stream that goes silent', async () => {
+      await using server = await startServer((_, response) => {
+        response.write('some')
+      })
+      const { stream } = local({ stream: { idleTimeout: 50 } })
+      const response = await stream(server.url, { redirect: 'error' })
+      await assert.rejects(response.text(), {
+        name: 'HostError',
+        message: /sent nothing for 0\.05 seconds/,
+      })
+    })
+
+    it('does not count the time of a slow reader', async () => {
+      await using server = await startServer((_, response) => {
+        response.write('first')
+        response.end('last')
+      })
+      const { stream } = local({ stream: { idleTimeout: 50 } })
+      const response = await stream(server.url, { redirect: 'error' })
+      await setTimeout(150)
+      assert.equal(await response.text(), 'firstlast')
+    })
+
+    it('fails when the connection breaks in the middle', async () => {
+      await using server = await startServer((_, response) => {
+        response.writeHead(200, { 'content-length': 100 })
+        response.write('some', () => response.destroy())
+      })
+      const response = await local().stream(server.url, { redirect: 'error' })
+      await assert.rejects(response.text(), HostError)
+    })
+  })
+
+  describe('abort', () => {
+    const reason = new Error('enough')
+
+    it('fails with the reason before the request', async () => {
+      await assert.rejects(
+        local().small('http://127.0.0.1:1', {
+          redirect: 'error',
+          signal: AbortSignal.abort(reason),
+        }),
+        reason
+      )
+    })
+
+    it('fails with the reason while waiting for the head', async () => {
+      const controller = new AbortController()
+      await using server = await startServer(() => controller.abort(reason))
+      const { signal } = controller
+      const inputs = [
+        () => local().stream(server.url, { redirect: 'error', signal }),
+        () =>
+          local().stream(
+            new Request(server.url, { redirect: 'error', signal })
+          ),
+      ]
+      await assert.rejects(inputs[0]!(), reason)
+      await assert.rejects(inputs[1]!(), reason)
+    })
+
+    it('fails with the reason in the middle of a body, and hangs up', async () => {
+      const hungUp = Promise.withResolvers<void>()
+      await using server = await startServer((_, response) => {
+        response.on('close', hungUp.resolve)
+        response.write('some')
+      })
+      const controller = new AbortController()
+      const response = await local().stream(server.url, {
+        redirect: 'error',
+        signal: controller.signal,
+      })
+      await assert.rejects(async () => {
+        for await (const _ of response.body!) controller.abort(reason)
+      }, reason)
+      await hungUp.promise
+    })
+
+    it('hangs up when a stream is left early', async () => {
+      const hungUp = Promise.withResolvers<void>()
+      await using server = await startServer((request, response) => {
+        response.on('close', hungUp.resolve)
+        endless(request, response)
+      })
+      const response = await local().stream(server.url, { redirect: 'error' })
+      for await (const _ of response.body!) break
+      await hungUp.promise
+    })
+
+    it('hangs up when a stream is left before it is read', async () => {
+      const hungUp = Promise.withResolvers<void>()
+      await using server = await startServer((request, response) => {
+        response.on('close', hungUp.resolve)
+        endless(request, response)
+      })
+      const response = await local().stream(server.url, { redirect: 'error' })
+      await response.body![Symbol.asyncIterator]().return?.()
+      await hungUp.promise
+    })
+
+    it('leaves no listener on the signal', async () => {
+      await using server = await startServer((_, response) =>
+        response.end('ok')
+      )
+      const { signal } = new AbortController()
+      const response = await local().small(server.url, {
+        redirect: 'error',
+        signal,
+      })
+      await response.text()
+      assert.equal(getEventListeners(signal, 'abort').length, 0)
+    })
+  })
+})
+
+const endless: RequestListener = (_, response) => {
+  const chunk = new Uint8Array(65_536)
+  const write = () => {
+    while (!response.destroyed && response.write(chunk));
+    response.once('drain', write)
+  }
+  write()
+}
+
+const trickle: RequestListener = (_, response) => {
+  const timer = setInterval(() => response.write('.'), 20)
+  response.on('close', () => clearInterval(timer))
+}
