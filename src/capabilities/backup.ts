@@ -6,6 +6,7 @@
 import type { Failure, Link, ServiceMethod } from '@ucanto/interface'
 import { capability, Schema } from '@ucanto/validator'
 import {
+  AccountDID,
   and,
   equal,
   equalLink,
@@ -34,7 +35,7 @@ export const run = capability({
   with: SpaceDID,
   nb: Schema.struct({
     /** The account: a `did:plc` or `did:web`. */
-    account: Schema.did(),
+    account: AccountDID,
     /** What to back up beside the repository; all there is, if left out. */
     include: Schema.enum([...PARTS])
       .array()
@@ -79,7 +80,7 @@ export const perform = capability({
   with: Schema.did(),
   nb: Schema.struct({
     space: SpaceDID,
-    account: Schema.did(),
+    account: AccountDID,
     /** The invocation of `backup/run`. */
     cause: Schema.link({ version: 1 }),
   }),

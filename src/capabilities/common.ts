@@ -4,10 +4,18 @@ import { fail, Schema } from '@ucanto/validator'
 /** A Space: always a `did:key`. */
 export const SpaceDID = Schema.did({ method: 'key' })
 
+/** An account of ATProto. */
+export const AccountDID = Schema.did().refine({
+  read: (did) =>
+    /^did:(plc|web):./.test(did)
+      ? { ok: did }
+      : fail(`an account is a did:plc or a did:web, not ${did}`),
+})
+
+type Verdict = Result<Unit, Failure>
+
 /** Requires all of the given rules. */
-export function and(
-  ...results: Result<Unit, Failure>[]
-): Result<Unit, Failure> {
+export function and(...results: Verdict[]): Verdict {
   return results.find((result) => result.error) ?? { ok: {} }
 }
 
@@ -15,7 +23,7 @@ export function and(
 export function equalWith(
   claimed: { with: string },
   delegated: { with: string }
-): Result<Unit, Failure> {
+): Verdict {
   return claimed.with === delegated.with
     ? { ok: {} }
     : fail(`cannot derive ${claimed.with} from ${delegated.with}`)
@@ -26,7 +34,7 @@ export function equal(
   claimed: string | undefined,
   delegated: string | undefined,
   field: string
-): Result<Unit, Failure> {
+): Verdict {
   return delegated === undefined || claimed === delegated
     ? { ok: {} }
     : fail(
@@ -39,7 +47,7 @@ export function equalLink(
   claimed: Link | undefined,
   delegated: Link | undefined,
   field: string
-): Result<Unit, Failure> {
+): Verdict {
   return equal(claimed?.toString(), delegated?.toString(), field)
 }
 
@@ -48,7 +56,7 @@ export function narrower(
   claimed: readonly string[] | undefined,
   delegated: readonly string[] | undefined,
   field: string
-): Result<Unit, Failure> {
+): Verdict {
   if (delegated === undefined) return { ok: {} }
   if (claimed === undefined) {
     return fail(

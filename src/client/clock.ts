@@ -48,9 +48,9 @@ export async function advance(
     audience: audience ?? connection.id,
     with: space,
     proofs,
-    nb: { event: event },
+    nb: { event },
     // Links in the facts make the blocks part of the invocation.
-    facts: [Object.fromEntries(blocks.map(({ cid }) => [`${cid}`, cid]))],
+    facts: [Object.fromEntries(blocks.map(({ cid }) => [cid.toString(), cid]))],
     ...(expiration === undefined ? {} : { expiration }),
     ...(nonce === undefined ? {} : { nonce }),
   })
@@ -79,7 +79,7 @@ export function createClock(
       out = await act()
     } catch (cause) {
       throw new ClockError(
-        `${doing} failed: the service that hosts the clock cannot be reached; check its URL and that it runs`,
+        `${doing} failed: ${cause instanceof Error ? cause.message : String(cause)}`,
         { cause }
       )
     }

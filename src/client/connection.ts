@@ -9,11 +9,17 @@ import type {
 import { CAR, HTTP } from '@ucanto/transport'
 import type { Service } from '../capabilities/index.ts'
 
+const CAR_TYPE = 'application/vnd.ipld.car'
+/** Characters of what a service says that go into an error. */
+const MAX_PROBLEM_LENGTH = 500
+
 /** A connection to a backup service. */
 export type Connection = ConnectionView<Service>
 
 /**
- * Connects to a service; nothing is sent yet.
+ * Connects to a service; nothing is sent yet. What is invoked later answers
+ * failures by name, and throws {@link ServiceUnreachableError} when no service
+ * answers.
  *
  * @param options.url - base URL of the service
  * @param options.did - DID of the service: its `did:web` or its `did:key`
@@ -38,7 +44,13 @@ export function connect({
     channel: HTTP.open<Service>({
       url,
       method: 'POST',
-      fetch: (input, init) => fetch(input, init as RequestInit),
+      fetch: async (_url, init) => {
+        const response = await send(fetch, url, init as RequestInit)
+        if (!response.headers.get('content-type')?.startsWith(CAR_TYPE)) {
+          throw unreachable(url, 'is not a backup service')
+        }
+        return response
+      },
     }),
   })
 }
@@ -85,40 +97,82 @@ export async function discover(
     signal,
   }: { fetch?: typeof globalThis.fetch; signal?: AbortSignal } = {}
 ): Promise<ServiceInfo> {
-  const fail = (what: string, cause?: unknown) =>
-    new ServiceUnreachableError(
-      `${url.href} ${what}; check the URL of the service and that it runs`,
-      { cause }
-    )
+  const response = await send(fetch, url, {
+    headers: { accept: 'application/json' },
+    ...(signal ? { signal } : {}),
+  })
   let info: unknown
   try {
-    const response = await fetch(url, {
-      headers: { accept: 'application/json' },
-      ...(signal ? { signal } : {}),
-    })
-    if (!response.ok) throw fail(`answered with status ${response.status}`)
     info = await response.json()
-  } catch (error) {
+  } catch (cause) {
     signal?.throwIfAborted()
-    if (error instanceof ServiceUnreachableError) throw error
-    throw fail('cannot be reached', error)
+    throw unreachable(url, 'is not a backup service', cause)
   }
-  const { name, version, did, agent, capabilities } = Object(
-    info
-  ) as Partial<ServiceInfo>
-  if (
-    typeof name !== 'string' ||
-    typeof version !== 'string' ||
-    !did?.startsWith('did:') ||
-    !agent?.startsWith('did:key:') ||
-    !Array.isArray(capabilities)
-  ) {
-    throw fail('is not a backup service')
-  }
+  if (!isServiceInfo(info)) throw unreachable(url, 'is not a backup service')
+  const { name, version, did, agent, capabilities } = info
   return { name, version, did, agent, capabilities }
 }
 
-/** There is no service where one should be. */
+/** There is no service where one should be, or it does not work. */
 export class ServiceUnreachableError extends Error {
   override readonly name = 'ServiceUnreachableError'
+}
+
+async function send(
+  fetch: typeof globalThis.fetch,
+  url: URL,
+  init: RequestInit
+): Promise<Response> {
+  let response: Response
+  try {
+    response = await fetch(url, init)
+  } catch (cause) {
+    init.signal?.throwIfAborted()
+    throw unreachable(url, 'cannot be reached', cause)
+  }
+  if (response.ok) return response
+  const said = await response.text().catch(() => '')
+  throw unreachable(
+    url,
+    `answered with status ${response.status}${problemIn(said)}`
+  )
+}
+
+/** What the service says is wrong, if it is ours. */
+function problemIn(body: string): string {
+  try {
+    const { name, message } = Object(JSON.parse(body)) as Record<
+      string,
+      unknown
+    >
+    return typeof name === 'string' && typeof message === 'string'
+      ? ` (${name}: ${message.slice(0, MAX_PROBLEM_LENGTH)})`
+      : ''
+  } catch {
+    return ''
+  }
+}
+
+function unreachable(url: URL, what: string, cause?: unknown) {
+  return new ServiceUnreachableError(
+    `${url.href} ${what}; check the URL of the service and that it runs`,
+    { cause }
+  )
+}
+
+function isServiceInfo(value: unknown): value is ServiceInfo {
+  const { name, version, did, agent, capabilities } = Object(value) as Record<
+    keyof ServiceInfo,
+    unknown
+  >
+  return (
+    typeof name === 'string' &&
+    typeof version === 'string' &&
+    typeof did === 'string' &&
+    /^did:(web|key):./.test(did) &&
+    typeof agent === 'string' &&
+    agent.startsWith('did:key:') &&
+    Array.isArray(capabilities) &&
+    capabilities.every((can) => typeof can === 'string')
+  )
 }

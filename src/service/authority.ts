@@ -11,9 +11,10 @@ export function encodeDelegations(delegations: DelegationView[]): Uint8Array {
   const roots: Block[] = []
   for (const delegation of delegations) {
     roots.push(delegation.root)
-    for (const block of delegation.export()) blocks.set(`${block.cid}`, block)
+    for (const block of delegation.export())
+      blocks.set(block.cid.toString(), block)
   }
-  for (const { cid } of roots) blocks.delete(`${cid}`)
+  for (const { cid } of roots) blocks.delete(cid.toString())
   return CAR.encode({ roots, blocks })
 }
 
@@ -21,7 +22,7 @@ export function encodeDelegations(delegations: DelegationView[]): Uint8Array {
 export function decodeDelegations(bytes: Uint8Array): DelegationView[] {
   const { roots, blocks } = CAR.decode(bytes)
   const all = new Map<string, Block>(blocks)
-  for (const root of roots) all.set(`${root.cid}`, root)
+  for (const root of roots) all.set(root.cid.toString(), root)
   return roots.map(({ cid }) =>
     Delegation.view({ root: cid as Link<never>, blocks: all })
   )

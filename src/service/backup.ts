@@ -1,27 +1,30 @@
-import {
-  Delegation,
-  Invocation as Invocations,
-  isDelegation,
-  ok,
-} from '@ucanto/core'
+import { Delegation, invoke, isDelegation, ok } from '@ucanto/core'
 import type {
   Delegation as DelegationView,
   Invocation,
+  InvocationContext,
   Link,
+  Signer,
 } from '@ucanto/interface'
 import { ok as answer, provide, provideAdvanced } from '@ucanto/server'
-import { access, capability as defineCapability } from '@ucanto/validator'
+import {
+  access,
+  capability as defineCapability,
+  Schema,
+} from '@ucanto/validator'
 import { CID } from 'multiformats/cid'
 import { Backup, BACKUP_ABILITIES } from '../capabilities/index.ts'
 import { SpaceDID } from '../capabilities/common.ts'
 import type { Run } from '../stores/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
-import { attachedBlocks, failure } from './invocation.ts'
-import { createValidation } from './validation.ts'
+import { InvalidBodyError } from './errors.ts'
+import { attachedBlocks, checkReadable, failure } from './invocation.ts'
 
 /** Runs that `backup/status` lists for a Space. */
 const LISTED_RUNS = 20
+
+const ANYTHING = Schema.dictionary({ value: Schema.unknown() })
 
 /** Handlers of `backup/*`. */
 export function createBackupService(context: ServiceContext) {
@@ -33,15 +36,20 @@ export function createBackupService(context: ServiceContext) {
      */
     run: provideAdvanced({
       capability: Backup.run,
-      handler: async ({ capability, invocation }) => {
+      handler: async ({ capability, invocation, context: validation }) => {
         const space = capability.with
         const { account, include, delegation } = capability.nb
         const given = delegation
           ? delegationIn(invocation, delegation)
           : ok(invocation.proofs.filter((proof) => isDelegation(proof)))
         if (given.error) return given
-        const sufficient = await checkAuthority(context, space, given.ok)
-        if (sufficient.error) return sufficient
+        const authority = await findAuthority(
+          agent,
+          space,
+          given.ok,
+          validation
+        )
+        if (authority.error) return authority
 
         const task = await Backup.perform.delegate({
           issuer: agent,
@@ -50,20 +58,18 @@ export function createBackupService(context: ServiceContext) {
           nb: { space, account, cause: invocation.cid },
           expiration: Infinity,
         })
-        const { run, created } = await stores.runs.create({
+        const { run } = await stores.runs.create({
           id: task.cid.toString(),
           space,
           account,
           agent: invocation.issuer.did(),
           include: include ?? [...Backup.PARTS],
-          authority: encodeDelegations([task, ...given.ok]),
+          authority: encodeDelegations([task, ...authority.ok]),
           created: time.now(),
         })
         runner.kick()
         const success = answer({ run: CID.parse(run.id) as Link })
-        return created || run.id === task.cid.toString()
-          ? success.fork(task)
-          : success
+        return run.id === task.cid.toString() ? success.fork(task) : success
       },
     }),
 
@@ -78,7 +84,7 @@ export function createBackupService(context: ServiceContext) {
       if (run?.space !== space) {
         return failure(
           'RunNotFound',
-          `there is no run ${link} in the Space ${space}`
+          `there is no run ${link.toString()} in the Space ${space}`
         )
       }
       return ok({ runs: [statusOf(run)] })
@@ -91,21 +97,32 @@ function delegationIn(invocation: Invocation, link: Link) {
     { root: link as Link<never>, blocks: attachedBlocks(invocation) },
     null
   )
-  return delegation
-    ? ok([delegation])
-    : failure(
-        'InsufficientDelegation',
-        `the delegation ${link} is not attached; attach its blocks to the invocation`
-      )
+  if (!delegation) {
+    return failure(
+      'InsufficientDelegation',
+      `the delegation ${link.toString()} is not attached; attach its blocks to the invocation`
+    )
+  }
+  try {
+    checkReadable(delegation)
+  } catch (error) {
+    if (!(error instanceof InvalidBodyError)) throw error
+    return failure('InsufficientDelegation', error.message)
+  }
+  return ok([delegation])
 }
 
-/** Whether the service's agent may do in the Space what a run needs. */
-async function checkAuthority(
-  context: ServiceContext,
+/**
+ * Finds what allows the service's agent to do in the Space what a run needs.
+ *
+ * @param validation - how the invocation itself was validated
+ */
+async function findAuthority(
+  agent: Signer,
   space: `did:key:${string}`,
-  delegations: DelegationView[]
+  delegations: DelegationView[],
+  validation: InvocationContext
 ) {
-  const { agent } = context
   const proofs = delegations.filter(
     ({ audience }) => audience.did() === agent.did()
   )
@@ -118,16 +135,17 @@ async function checkAuthority(
   const lacking: string[] = []
   let reason = ''
   for (const can of BACKUP_ABILITIES) {
-    const trial = await Invocations.invoke({
+    const trial = await invoke({
       issuer: agent,
       audience: agent,
-      capability: { can, with: space, nb: {} },
+      capability: { can, with: space },
       proofs,
     }).delegate()
-    const allowed = await access(trial as never, {
-      ...createValidation(context),
-      authority: agent,
-      capability: defineCapability({ can, with: SpaceDID }),
+    const allowed = await access(trial, {
+      ...validation,
+      authority: validation.id,
+      // A delegation for one event or one blob does not do.
+      capability: defineCapability({ can, with: SpaceDID, nb: ANYTHING }),
     })
     if (allowed.error) {
       lacking.push(can)
@@ -135,7 +153,7 @@ async function checkAuthority(
     }
   }
   return lacking.length === 0
-    ? ok({})
+    ? ok(proofs)
     : failure(
         'InsufficientDelegation',
         `the delegation does not allow ${lacking.join(', ')} in ${space}; delegate again with them (${reason.slice(0, 1000)})`

@@ -84,7 +84,7 @@ function decode(block: Block) {
   } catch (error) {
     return failure(
       'InvalidEvent',
-      `${block.cid} is not an event: ${error instanceof Error ? error.message : String(error)}`
+      `${block.cid.toString()} is not an event: ${error instanceof Error ? error.message : String(error)}`
     )
   }
 }

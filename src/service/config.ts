@@ -1,4 +1,5 @@
 import { join } from 'node:path'
+import { Verifier } from '@ucanto/principal'
 import { z } from 'zod'
 import { DEFAULT_LIMITS } from '../backup/index.ts'
 
@@ -8,6 +9,11 @@ const httpUrl = z.string().transform((text, context) => {
   context.addIssue('must be an http or https URL without a user name')
   return z.NEVER
 })
+
+const originUrl = httpUrl.refine(
+  (url) => url.pathname === '/' && !url.search && !url.hash,
+  'must be a URL without a path: the did:web of the service has none'
+)
 
 const directoryUrl = httpUrl.transform((url) =>
   url.pathname.endsWith('/') ? url : new URL(`${url.href}/`)
@@ -37,12 +43,18 @@ const authority = z
     /^did:web:[^=]+=did:key:z[1-9A-HJ-NP-Za-km-z]+$/,
     'must be did:web:…=did:key:…'
   )
-  .transform((text) => {
+  .transform((text, context) => {
     const [did, key] = text.split('=') as [
       `did:web:${string}`,
       `did:key:${string}`,
     ]
-    return { did, key }
+    try {
+      Verifier.parse(key)
+      return { did, key }
+    } catch {
+      context.addIssue(`${key} is not a key that can be used`)
+      return z.NEVER
+    }
   })
 
 /**
@@ -52,7 +64,7 @@ const authority = z
  */
 export const SETTINGS = {
   publicUrl: setting(
-    httpUrl.optional(),
+    originUrl.optional(),
     'URL',
     'where agents reach the service; gives it its did:web (http://localhost:PORT if left out)'
   ),
@@ -209,18 +221,14 @@ export function readSettings<Name extends SettingName>(
   const problems: string[] = []
   const parsed: Record<string, unknown> = {}
   for (const name of names) {
-    const variable = environment[variableOf(name)]
-    const given =
-      flags[name] ??
-      variable ??
-      (name === 'databaseUrl' ? environment['DATABASE_URL'] : undefined)
+    const [source, given] = sourcesOf(name, flags, environment).find(
+      ([, value]) => value !== undefined
+    ) ?? [name, undefined]
     const result = SETTINGS[name].schema.safeParse(given)
     if (result.success) {
       parsed[name] = result.data
       continue
     }
-    const source =
-      flags[name] !== undefined ? `--${flagOf(name)}` : variableOf(name)
     for (const issue of result.error.issues) {
       problems.push(`${source}: ${issue.message}`)
     }
@@ -247,6 +255,26 @@ export function readConfig(
     ...config,
     keyFile: config.keyFile ?? join(config.dataFolder, 'service.key'),
   }
+}
+
+/** Where a setting may come from, the first that gives it first. */
+function sourcesOf(
+  name: SettingName,
+  flags: Partial<Record<SettingName, string>>,
+  environment: Record<string, string | undefined>
+): [source: string, value: string | undefined][] {
+  const variables = [
+    variableOf(name),
+    ...(name === 'databaseUrl' ? ['DATABASE_URL'] : []),
+  ]
+  return [
+    [`--${flagOf(name)}`, flags[name]],
+    // Files of variables leave empty what is not set.
+    ...variables.map((variable): [string, string | undefined] => [
+      variable,
+      environment[variable] || undefined,
+    ]),
+  ]
 }
 
 function setting<T extends z.ZodType>(

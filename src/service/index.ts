@@ -22,4 +22,9 @@ export {
 } from './config.ts'
 export type { ServiceContext } from './context.ts'
 export { createService } from './server.ts'
-export { startService, type RunningService } from './start.ts'
+export { ListenError } from './errors.ts'
+export {
+  startService,
+  type RunningService,
+  type ServiceOptions,
+} from './start.ts'

@@ -1,4 +1,13 @@
-import type { Block, Invocation } from '@ucanto/interface'
+import type { Block, Delegation, Invocation } from '@ucanto/interface'
+import { Verifier } from '@ucanto/principal'
+import { InvalidBodyError } from './errors.ts'
+
+/**
+ * Proofs that a UCAN may have, each counted as often as others refer to it:
+ * that is how often Ucanto looks at it. Sixty that refer to one another in
+ * pairs would keep it busy for ever.
+ */
+export const MAX_PROOFS = 256
 
 /** A failure with a literal name, as handlers answer it. */
 export function failure<Name extends string>(
@@ -12,7 +21,42 @@ export function failure<Name extends string>(
 export function attachedBlocks(invocation: Invocation): Map<string, Block> {
   const blocks = new Map<string, Block>()
   for (const block of invocation.iterateIPLDBlocks()) {
-    blocks.set(`${block.cid}`, block)
+    blocks.set(block.cid.toString(), block)
   }
   return blocks
+}
+
+/**
+ * Reads all of a UCAN and its proofs that is read later, so that what is wrong
+ * with it shows here. Whether it is valid is not looked at.
+ *
+ * @throws {@link InvalidBodyError}
+ */
+export function checkReadable(delegation: Delegation): void {
+  try {
+    let count = 0
+    checkParts(delegation)
+    for (const proof of delegation.iterate()) {
+      if (++count > MAX_PROOFS) {
+        throw new InvalidBodyError(
+          `a UCAN has more than ${MAX_PROOFS} proofs; leave out those that it does not need`
+        )
+      }
+      checkParts(proof)
+    }
+    Array.from(delegation.iterateIPLDBlocks())
+  } catch (cause) {
+    if (cause instanceof InvalidBodyError) throw cause
+    throw new InvalidBodyError(
+      `the UCAN ${delegation.cid.toString()} or a proof of it cannot be read`,
+      { cause }
+    )
+  }
+}
+
+function checkParts({ issuer, audience, capabilities }: Delegation): void {
+  const did = issuer.did()
+  if (did.startsWith('did:key:')) Verifier.parse(did)
+  audience.did()
+  if (capabilities.length === 0) throw new TypeError('it has no capability')
 }

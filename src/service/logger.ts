@@ -1,7 +1,7 @@
 import pino, { type DestinationStream, type Logger } from 'pino'
 
-/** Paths whose values are never written, at any of the first levels. */
-const SECRETS = [
+/** Names whose values are never written, at any of the first levels. */
+const SECRET_NAMES = [
   'authorization',
   'cookie',
   'dpop',
@@ -12,7 +12,20 @@ const SECRETS = [
   'accessJwt',
   'refreshJwt',
   'databaseUrl',
-].flatMap((name) => [name, `*.${name}`, `*.*.${name}`])
+]
+
+/** Secrets that show in text, as in the message of an error. */
+const SECRET_TEXTS = [
+  // Who may connect to a database or a host.
+  /(?<=\b[a-z][a-z0-9+.-]*:\/\/)[^\s/@"]+(?=@)/gi,
+  /(?<=\b(?:bearer|dpop|basic) +)[\w.~+/=-]{8,}/gi,
+  // JWTs
+  /\beyJ[\w-]+\.[\w-]+\.[\w-]*/g,
+  // Ed25519 keys as Ucanto writes them
+  /\bMgC[A-Za-z0-9+/]{80,}=*/g,
+]
+
+const CENSOR = '[secret]'
 
 /** A structured logger: one JSON object a line, without secrets. */
 export function createLogger(
@@ -22,7 +35,18 @@ export function createLogger(
   const options = {
     level,
     base: null,
-    redact: { paths: SECRETS, censor: '[secret]' },
+    redact: {
+      paths: SECRET_NAMES.flatMap((name) => [name, `*.${name}`, `*.*.${name}`]),
+      censor: CENSOR,
+    },
+    hooks: { streamWrite: withoutSecrets },
   }
   return destination ? pino(options, destination) : pino(options)
+}
+
+function withoutSecrets(line: string): string {
+  return SECRET_TEXTS.reduce(
+    (text, pattern) => text.replace(pattern, CENSOR),
+    line
+  )
 }

@@ -1,6 +1,5 @@
-import { Receipt } from '@ucanto/core'
-import { Message } from '@ucanto/core'
-import type { Delegation, Invocation, Signer } from '@ucanto/interface'
+import { Message, Receipt } from '@ucanto/core'
+import type { Delegation, Invocation, Result, Signer } from '@ucanto/interface'
 import { CAR } from '@ucanto/transport'
 import type { Logger } from 'pino'
 import {
@@ -11,8 +10,6 @@ import {
   type Progress,
   type Time,
 } from '../backup/index.ts'
-import { decodeJournalEntry, encodeJournalEntry } from '../backup/journal.ts'
-import type { Journal } from '../backup/interface.ts'
 import { createClock } from '../client/clock.ts'
 import type { Connection } from '../client/connection.ts'
 import {
@@ -20,19 +17,47 @@ import {
   createSpaceReader,
   createSpaceWriter,
 } from '../storacha/index.ts'
-import type { Run, Stores } from '../stores/index.ts'
+import {
+  DecodeError,
+  MissingBlockError,
+  UnreadableStateError,
+} from '../space/index.ts'
+import {
+  StoreUnavailableError,
+  type Run,
+  type RunError,
+  type Stores,
+} from '../stores/index.ts'
 import { decodeDelegations } from './authority.ts'
 import type { PipelineContext } from './context.ts'
+import { createJournal } from './journal.ts'
 
-/** How runs are shared out among processes. Milliseconds. */
-export const RUNNER_POLICY = {
+/** Errors that a run ends with as they are; others are for the log alone. */
+const TOLD = [BackupError, DecodeError, MissingBlockError, UnreadableStateError]
+
+/** How runs are shared out among processes. Times in milliseconds. */
+export interface RunnerPolicy {
   /** Another process takes a run over that was not heard of for so long. */
+  lease: number
+  /** How often a run is kept at least. */
+  heartbeat: number
+  /** How often progress is written while it changes. */
+  progress: number
+  /** How often a process looks for runs that others left behind. */
+  poll: number
+  /** A run that was begun so often without coming to an end is given up. */
+  attempts: number
+  /** How long a run that is to stop may take, before it is left behind. */
+  grace: number
+}
+
+export const RUNNER_POLICY: RunnerPolicy = {
   lease: 30_000,
   heartbeat: 5_000,
-  /** How often progress is written while it changes. */
   progress: 500,
-  /** How often a process looks for runs that others left behind. */
   poll: 5_000,
+  attempts: 20,
+  grace: 5_000,
 }
 
 export interface RunnerContext extends PipelineContext {
@@ -45,7 +70,7 @@ export interface RunnerContext extends PipelineContext {
   connection: () => Connection
   /** Runs at the same time in this process. */
   concurrency: number
-  policy?: typeof RUNNER_POLICY
+  policy: RunnerPolicy
 }
 
 /** Works off queued runs. */
@@ -73,12 +98,8 @@ class LeaseLostError extends Error {
 
 /** Starts to work off runs, also those that an earlier process left. */
 export function startRunner(context: RunnerContext): Runner {
-  const { stores, time, logger, concurrency } = context
-  const policy = context.policy ?? RUNNER_POLICY
-  const active = new Map<
-    string,
-    { stop: AbortController; done: Promise<void> }
-  >()
+  const { stores, time, logger, concurrency, policy } = context
+  const active = new Set<{ stop: AbortController; done: Promise<void> }>()
   const stopping = new AbortController()
   // The space metadata that runs read is shared by all of them.
   const reader = createSpaceReader({
@@ -101,11 +122,12 @@ export function startRunner(context: RunnerContext): Runner {
         })
         if (!run) break
         const stop = new AbortController()
-        const done = execute(run, owner, stop).finally(() => {
-          active.delete(run.id)
+        const execution = { stop, done: execute(run, owner, stop) }
+        active.add(execution)
+        void execution.done.finally(() => {
+          active.delete(execution)
           kick()
         })
-        active.set(run.id, { stop, done })
       }
     } while (again)
   }
@@ -118,6 +140,8 @@ export function startRunner(context: RunnerContext): Runner {
       })
       .finally(() => {
         claiming = undefined
+        // Asked for after the last look.
+        if (again) kick()
       })
   }
   const poll = async () => {
@@ -140,65 +164,84 @@ export function startRunner(context: RunnerContext): Runner {
       attempt: run.attempts,
     })
     let progress: Progress | undefined
-    let reported = ''
-    const keep = async () => {
-      for (let beats = 1; !stop.signal.aborted; beats++) {
-        await time.sleep(policy.progress, stop.signal)
-        const now = JSON.stringify(progress)
-        const due = beats % Math.ceil(policy.heartbeat / policy.progress) === 0
-        if (now === reported && !due) continue
-        reported = now
-        const kept = await stores.runs.heartbeat(run.id, owner, {
-          leaseExpiration: time.now() + policy.lease,
-          progress: progress ?? null,
-          now: time.now(),
-        })
-        if (!kept) stop.abort(new LeaseLostError('the lease was lost'))
-      }
-    }
-    const keeping = keep().catch((error: unknown) => {
-      if (!stop.signal.aborted) stop.abort(error)
-    })
+    const keeping = keep(run, owner, stop, log, () => progress)
     try {
       const [task, ...proofs] = decodeDelegations(run.authority)
       if (!task) throw new TypeError('a run without its task')
-      const result = await perform(run, proofs, stop.signal, log, (now) => {
-        progress = { ...now }
-      })
-      if (result.error) {
-        log.warn({ failure: result.error }, 'run failed')
-      } else {
-        log.info({ outcome: result.ok }, 'run done')
-      }
+      const result =
+        run.attempts > policy.attempts
+          ? givenUp(policy.attempts)
+          : await perform(run, proofs, stop.signal, log, (now) => {
+              progress = { ...now }
+            })
       const receipt = await Receipt.issue({
         issuer: context.id,
         ran: task as Invocation,
-        result: result.error ? { error: result.error } : { ok: result.ok },
+        result,
       })
       const message = await Message.build({ receipts: [receipt] as never })
-      const { body } = CAR.request.encode(message as never)
-      await stores.runs.finish(run.id, owner, {
-        state: result.error ? 'failed' : 'done',
-        ...(result.error ? { error: result.error } : { outcome: result.ok }),
-        receipt: body,
+      const kept = await stores.runs.finish(run.id, owner, {
+        ...(result.error
+          ? { state: 'failed', error: result.error }
+          : { state: 'done', outcome: result.ok }),
+        receipt: CAR.request.encode(message).body,
         now: time.now(),
       })
+      if (!kept) throw new LeaseLostError('another process has it')
+      if (result.error) log.warn({ failure: result.error }, 'run failed')
+      else log.info({ outcome: result.ok }, 'run done')
     } catch (error) {
-      if (error instanceof LeaseLostError) {
-        log.warn('another process has taken the run over')
-        return
-      }
       if (error instanceof ParkedError) {
         log.info('run parked')
+        await stores.runs.release(run.id, owner).catch((cause: unknown) => {
+          log.error({ err: cause }, 'the run could not be given back')
+        })
+      } else if (error instanceof LeaseLostError) {
+        log.warn({ err: error }, 'the run was lost')
       } else {
+        // Nobody takes it before its lease is over: no haste.
         log.error({ err: error }, 'the run could not be ended')
       }
-      await stores.runs.release(run.id, owner).catch((cause: unknown) => {
-        log.error({ err: cause }, 'the run could not be parked')
-      })
     } finally {
       stop.abort()
       await keeping
+    }
+  }
+
+  /** Tells the store, while a run goes on, that it does and how far it is. */
+  async function keep(
+    run: Run,
+    owner: string,
+    stop: AbortController,
+    log: Logger,
+    progressNow: () => Progress | undefined
+  ): Promise<void> {
+    let leaseExpiration = time.now() + policy.lease
+    let beat = time.now()
+    let written = ''
+    for (;;) {
+      await time.sleep(policy.progress, stop.signal).catch(() => {})
+      if (stop.signal.aborted) return
+      const progress = progressNow()
+      const text = JSON.stringify(progress ?? null)
+      const now = time.now()
+      if (text === written && now - beat < policy.heartbeat) continue
+      try {
+        const kept = await stores.runs.heartbeat(run.id, owner, {
+          leaseExpiration: now + policy.lease,
+          progress,
+          now,
+        })
+        if (!kept) stop.abort(new LeaseLostError('another process has it'))
+        leaseExpiration = now + policy.lease
+        beat = now
+        written = text
+      } catch (error) {
+        log.warn({ err: error }, 'the run could not be kept; trying again')
+        if (time.now() >= leaseExpiration) {
+          stop.abort(new LeaseLostError('it could not be kept in time'))
+        }
+      }
     }
   }
 
@@ -208,10 +251,7 @@ export function startRunner(context: RunnerContext): Runner {
     signal: AbortSignal,
     log: Logger,
     onProgress: (progress: Readonly<Progress>) => void
-  ): Promise<
-    | { ok: Outcome; error?: undefined }
-    | { ok?: undefined; error: { name: string; message: string } }
-  > {
+  ): Promise<Result<Outcome, RunError>> {
     const space = run.space as `did:key:${string}`
     const authority = { issuer: context.agent, space, proofs }
     const service = connectUploadService(context.uploadService, {
@@ -230,7 +270,7 @@ export function startRunner(context: RunnerContext): Runner {
             { issuer: context.agent, with: space, proofs },
             { connection: context.connection() }
           ),
-          journal: (account) => journalIn(stores, space, account),
+          journal: (account) => createJournal(stores.journal, space, account),
           onWarning: (message, error) => log.warn({ err: error }, message),
         },
         {
@@ -243,14 +283,18 @@ export function startRunner(context: RunnerContext): Runner {
       return { ok: outcome }
     } catch (error) {
       signal.throwIfAborted()
-      if (error instanceof BackupError) {
-        return { error: { name: error.name, message: error.message } }
+      // What could not be kept can be told nowhere.
+      if (error instanceof StoreUnavailableError) throw error
+      if (TOLD.some((kind) => error instanceof kind)) {
+        const { name, message } = error as Error
+        return { error: { name, message } }
       }
       log.error({ err: error }, 'run failed unexpectedly')
       return {
         error: {
-          name: error instanceof Error ? error.name : 'Error',
-          message: error instanceof Error ? error.message : String(error),
+          name: 'InternalError',
+          message:
+            'the service failed, and its log has the reason; what was uploaded is kept for the next run',
         },
       }
     }
@@ -262,39 +306,34 @@ export function startRunner(context: RunnerContext): Runner {
       stopping.abort()
       await polling
       await claiming
-      const finished = Promise.all([...active.values()].map(({ done }) => done))
-      const waited = new AbortController()
-      await Promise.race([
-        finished,
-        time.sleep(timeout, waited.signal).catch(() => {}),
-      ])
-      waited.abort()
-      for (const { stop } of active.values()) {
+      const finished = Promise.all([...active].map(({ done }) => done))
+      await settled(finished, timeout)
+      for (const { stop } of active) {
         stop.abort(new ParkedError('the service is going down'))
       }
-      await finished
+      await settled(finished, policy.grace)
     },
+  }
+
+  /** Waits for a promise, but not for ever. */
+  async function settled(
+    promise: Promise<unknown>,
+    timeout: number
+  ): Promise<void> {
+    const waited = new AbortController()
+    await Promise.race([
+      promise,
+      time.sleep(timeout, waited.signal).catch(() => {}),
+    ])
+    waited.abort()
   }
 }
 
-/** The journal of runs of one account into one Space. */
-function journalIn(stores: Stores, space: string, account: string): Journal {
+function givenUp(attempts: number) {
   return {
-    async load() {
-      const entries = await stores.journal.load(space, account)
-      return entries.map(decodeJournalEntry)
+    error: {
+      name: 'TooManyAttempts',
+      message: `the run was begun ${attempts} times and never came to its end; tell who runs the service, whose log may have the reason`,
     },
-    async append(entry) {
-      const key = entry.shard
-        ? entry.shard.digest.join()
-        : entry.blobs.map(([cid]) => cid).join()
-      await stores.journal.append(
-        space,
-        account,
-        key,
-        encodeJournalEntry(entry)
-      )
-    },
-    clear: () => stores.journal.clear(space, account),
   }
 }

@@ -1,29 +1,138 @@
-import { Delegation, DID } from '@ucanto/core'
-import * as Server from '@ucanto/server'
+import { Delegation, DID, Message, Receipt } from '@ucanto/core'
+import type {
+  Delegation as DelegationView,
+  Effects,
+  Failure,
+  Invocation,
+  InvocationContext,
+  Result,
+} from '@ucanto/interface'
 import { CAR } from '@ucanto/transport'
 import { Schema } from '@ucanto/validator'
 import { createBackupService } from './backup.ts'
 import { createClockService } from './clock.ts'
 import type { ServiceContext } from './context.ts'
+import { InvalidBodyError, TooManySignaturesError } from './errors.ts'
+import { checkReadable, failure } from './invocation.ts'
 import { createValidation } from './validation.ts'
 
-/**
- * All handlers as a plain tree: `can` is the path. The branches have no
- * prototype: nothing but a handler can be named.
- */
+/** Invocations that one request may bring. */
+export const MAX_INVOCATIONS = 16
+
+/** Characters of a failure's message that are sent. */
+const MAX_MESSAGE_LENGTH = 4096
+
+/** All handlers as a plain tree: `can` is the path. */
 export function createService(context: ServiceContext) {
-  return bare({
-    clock: bare(createClockService(context)),
-    backup: bare(createBackupService(context)),
-  })
+  return {
+    clock: createClockService(context),
+    backup: createBackupService(context),
+  }
 }
 
-/** The Ucanto server with the service's handlers. */
-export async function createServer(context: ServiceContext) {
-  const { id, agent, authorities, logger } = context
-  // Logins by email are attested by an upload service: it may do so in our
-  // name if it is one of those that are configured.
-  const attestations = await Promise.all(
+/** Answers invocations with receipts. */
+export interface InvocationServer {
+  /**
+   * @param request.body - CAR of a message whose blocks have the hashes that
+   *   their CIDs say
+   * @throws {@link InvalidBodyError}
+   */
+  request(request: {
+    body: Uint8Array
+  }): Promise<{ headers: Record<string, string>; body: Uint8Array }>
+}
+
+type Answer = Result<object, Failure>
+type Handler = (
+  invocation: Invocation,
+  context: InvocationContext
+) => Promise<Answer | { do: { out: Answer; fx: Effects } }>
+
+/**
+ * The server with the service's handlers. It answers as Ucanto's own does, but
+ * finds nothing that is not a handler, puts no stack traces into receipts, and
+ * bounds the work that one request makes.
+ */
+export async function createServer(
+  context: ServiceContext
+): Promise<InvocationServer> {
+  const { id, agent, logger } = context
+  const service = createService(context)
+  const handlers = new Map<string, Handler>()
+  for (const [namespace, methods] of Object.entries<object>(service)) {
+    for (const [name, handler] of Object.entries<Handler>({ ...methods })) {
+      handlers.set(`${namespace}/${name}`, handler)
+    }
+  }
+  const audience = Schema.literal(id.did()).or(Schema.literal(agent.did()))
+  const attestations = await createAttestations(context)
+
+  const perform: Handler = async (invocation, options) => {
+    const [{ can }, ...others] = invocation.capabilities
+    if (others.length > 0) {
+      return failure(
+        'InvocationCapabilityError',
+        'an invocation has one capability; send one invocation for each'
+      )
+    }
+    const handler = handlers.get(can)
+    if (!handler) {
+      return failure(
+        'HandlerNotFound',
+        `the service does not answer to ${can}; its URL lists what it answers to`
+      )
+    }
+    try {
+      return await handler(invocation, options)
+    } catch (error) {
+      if (error instanceof TooManySignaturesError) {
+        return failure('TooManySignatures', error.message)
+      }
+      logger.error({ err: error, can }, 'a handler failed')
+      return failure(
+        'ServiceUnavailable',
+        'the service could not do it just now; try again later'
+      )
+    }
+  }
+
+  return {
+    async request({ body }) {
+      const invocations = await decodeInvocations(body)
+      const options = {
+        id,
+        audience,
+        ...createValidation(context, attestations),
+      } as unknown as InvocationContext
+      const receipts = await Promise.all(
+        invocations.map(async (invocation) => {
+          const answer = await perform(invocation, options)
+          const { out, fx } =
+            'do' in answer ? answer.do : { out: answer, fx: undefined }
+          return Receipt.issue({
+            issuer: id,
+            ran: invocation,
+            result: plain(out),
+            ...(fx ? { fx } : {}),
+          })
+        })
+      )
+      const message = await Message.build({ receipts: receipts as never })
+      const response = CAR.response.encode(message)
+      return { headers: { ...response.headers }, body: response.body }
+    },
+  }
+}
+
+/**
+ * Logins by email are attested by an upload service: it may do so in our name
+ * if it is one of those that are configured.
+ */
+function createAttestations({
+  id,
+  authorities,
+}: ServiceContext): Promise<DelegationView[]> {
+  return Promise.all(
     authorities.map(({ did }) =>
       Delegation.delegate({
         issuer: id,
@@ -33,18 +142,36 @@ export async function createServer(context: ServiceContext) {
       })
     )
   )
-  return Server.create({
-    id,
-    codec: CAR.inbound,
-    service: createService(context),
-    audience: Schema.literal(id.did()).or(Schema.literal(agent.did())),
-    ...createValidation(context, attestations),
-    catch: (error) => {
-      logger.error({ err: error }, 'a handler failed')
-    },
-  })
 }
 
-function bare<T extends object>(tree: T): T {
-  return Object.assign(Object.create(null) as T, tree)
+async function decodeInvocations(body: Uint8Array): Promise<Invocation[]> {
+  try {
+    const message = await CAR.request.decode({ headers: {}, body })
+    // One block can be named many times.
+    if (message.invocationLinks.length > MAX_INVOCATIONS) {
+      throw new InvalidBodyError(
+        `there are more than ${MAX_INVOCATIONS} invocations in the body; send them one after another`
+      )
+    }
+    const invocations = [...message.invocations] as Invocation[]
+    for (const invocation of invocations) checkReadable(invocation)
+    return invocations
+  } catch (cause) {
+    if (cause instanceof InvalidBodyError) throw cause
+    throw new InvalidBodyError(
+      'the body is not a message with invocations, as Ucanto sends it',
+      { cause }
+    )
+  }
+}
+
+/** What goes over the wire of an answer: of a failure its name and message. */
+function plain({ ok, error }: Answer): Answer {
+  if (!error) return { ok: ok ?? {} }
+  return {
+    error: {
+      name: error.name,
+      message: error.message.slice(0, MAX_MESSAGE_LENGTH),
+    },
+  }
 }

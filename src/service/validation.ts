@@ -3,11 +3,16 @@ import type { Delegation } from '@ucanto/interface'
 import { Verifier } from '@ucanto/principal'
 import { DIDResolutionError } from '@ucanto/validator'
 import type { ServiceContext } from './context.ts'
+import { TooManySignaturesError } from './errors.ts'
+
+/** Signatures that are checked for one request. */
+const MAX_SIGNATURES = 500
 
 /**
- * How proofs are validated: which `did:web`s have which keys.
+ * How the proofs of one request are validated: which `did:web`s have which
+ * keys, and who attests for `did:mailto` accounts.
  *
- * @param proofs - attestations that configured authorities may attest
+ * @param proofs - what allows the configured authorities to attest
  */
 export function createValidation(
   {
@@ -15,14 +20,25 @@ export function createValidation(
     agent,
     authorities,
   }: Pick<ServiceContext, 'id' | 'agent' | 'authorities'>,
-  proofs: Delegation[] = []
+  proofs: Delegation[]
 ) {
   const keys = new Map<string, `did:key:${string}`>([
     [id.did(), agent.did() as `did:key:${string}`],
     ...authorities.map(({ did, key }) => [did, key] as const),
   ])
+  let signatures = 0
   return {
-    principal: Verifier,
+    principal: {
+      // Called once for each signature.
+      parse(did: `did:${string}:${string}`) {
+        if (++signatures > MAX_SIGNATURES) {
+          throw new TooManySignaturesError(
+            `the proofs take more than ${MAX_SIGNATURES} signatures to check; leave out those that are not needed`
+          )
+        }
+        return Verifier.parse(did)
+      },
+    },
     proofs,
     resolveDIDKey: (did: string) => {
       const key = keys.get(did)

@@ -1,22 +1,24 @@
 import { Hono } from 'hono'
-import { bodyLimit } from 'hono/body-limit'
 import { cors } from 'hono/cors'
-import { HTTPException } from 'hono/http-exception'
-import type { ServerView } from '@ucanto/interface'
 import { CID } from 'multiformats/cid'
 import type { Logger } from 'pino'
 import { ABILITIES } from '../../capabilities/index.ts'
 import type { ServiceInfo } from '../../client/index.ts'
 import type { Stores } from '../../stores/index.ts'
-import { InvalidBodyError, verifyBlocks } from './verify-blocks.ts'
+import { InvalidBodyError } from '../errors.ts'
+import type { InvocationServer } from '../server.ts'
+import { BodyTooLargeError, readBody } from './read-body.ts'
+import { verifyBlocks } from './verify-blocks.ts'
 
 const CAR_TYPE = 'application/vnd.ipld.car'
 /** Browsers may keep the answer to a preflight for a day, in seconds. */
 const CORS_MAX_AGE = 86_400
+/** When to come back while the service goes down, in seconds. */
+const RETRY_AFTER = 5
 
 export interface AppContext {
   info: Pick<ServiceInfo, 'name' | 'version' | 'did' | 'agent'>
-  server: ServerView<Record<string, unknown>>
+  server: InvocationServer
   stores: Pick<Stores, 'receipts' | 'ping'>
   logger: Logger
   /** Largest request body, in bytes. */
@@ -43,51 +45,40 @@ export function createApp(context: AppContext): Hono {
       'request'
     )
   })
-  app.use(cors({ origin: '*', maxAge: CORS_MAX_AGE }))
-
-  app.post(
-    '/',
-    bodyLimit({
-      maxSize: context.maxBodySize,
-      onError: (c) =>
-        c.json(
-          problem(
-            'BodyTooLarge',
-            `the body is larger than ${context.maxBodySize} bytes`
-          ),
-          413
-        ),
-    }),
-    async (c) => {
-      if (context.isDraining()) {
-        c.header('retry-after', '5')
-        return c.json(
-          problem('ServiceUnavailable', 'the service is going down; try again'),
-          503
-        )
-      }
-      const body = new Uint8Array(await c.req.arrayBuffer())
-      const type = c.req.header('content-type')?.split(';')[0]?.trim()
-      if (type !== CAR_TYPE) {
-        return c.json(
-          problem(
-            'UnsupportedMediaType',
-            `invocations are sent as ${CAR_TYPE}`
-          ),
-          415
-        )
-      }
-      await verifyBlocks(body)
-      const response = await server.request({
-        headers: c.req.header(),
-        body,
-      })
-      return new Response(response.body as Uint8Array<ArrayBuffer>, {
-        status: response.status ?? 200,
-        headers: response.headers,
-      })
-    }
+  app.use(
+    cors({
+      origin: '*',
+      allowMethods: ['GET', 'HEAD', 'POST'],
+      exposeHeaders: ['retry-after'],
+      maxAge: CORS_MAX_AGE,
+    })
   )
+  app.use(async (c, next) => {
+    await next()
+    // A connection that stays open would keep the service from closing.
+    if (context.isDraining()) c.header('connection', 'close')
+  })
+
+  app.post('/', async (c) => {
+    if (context.isDraining()) {
+      c.header('retry-after', `${RETRY_AFTER}`)
+      return c.json(
+        problem('ServiceUnavailable', 'the service is going down; try again'),
+        503
+      )
+    }
+    const type = c.req.header('content-type')?.split(';')[0]?.trim()
+    if (type?.toLowerCase() !== CAR_TYPE) {
+      return c.json(
+        problem('UnsupportedMediaType', `invocations are sent as ${CAR_TYPE}`),
+        415
+      )
+    }
+    const body = await readBody(c.req.raw, context.maxBodySize)
+    await verifyBlocks(body)
+    const answer = await server.request({ body })
+    return c.body(answer.body as Uint8Array<ArrayBuffer>, 200, answer.headers)
+  })
 
   app.get('/', (c) => c.json({ ...info, capabilities: ABILITIES }))
 
@@ -145,7 +136,11 @@ export function createApp(context: AppContext): Hono {
     if (error instanceof InvalidBodyError) {
       return c.json(problem('InvalidBody', error.message), 400)
     }
-    if (error instanceof HTTPException) return error.getResponse()
+    if (error instanceof BodyTooLargeError) {
+      // The rest of the body is not read.
+      c.header('connection', 'close')
+      return c.json(problem('BodyTooLarge', error.message), 413)
+    }
     logger.error({ err: error }, 'a request failed')
     return c.json(
       problem('InternalError', 'the service failed; its log has the reason'),

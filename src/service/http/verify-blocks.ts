@@ -2,11 +2,7 @@ import { CarBufferReader } from '@ipld/car/buffer-reader'
 import { equals } from 'multiformats/bytes'
 import { identity } from 'multiformats/hashes/identity'
 import { sha256 } from 'multiformats/hashes/sha2'
-
-/** A request body that must not be looked at any further. */
-export class InvalidBodyError extends Error {
-  override readonly name = 'InvalidBodyError'
-}
+import { InvalidBodyError } from '../errors.ts'
 
 /**
  * Checks that a body is a CAR and that every block in it hashes to its CID.
@@ -32,12 +28,12 @@ export async function verifyBlocks(body: Uint8Array): Promise<void> {
           : undefined
     if (!digest) {
       throw new InvalidBodyError(
-        `the block ${cid} has a hash other than sha2-256 and identity`
+        `the block ${cid.toString()} has a hash other than sha2-256 and identity`
       )
     }
     if (!equals(digest.bytes, cid.multihash.bytes)) {
       throw new InvalidBodyError(
-        `the block ${cid} has bytes that do not hash to its CID`
+        `the block ${cid.toString()} has bytes that do not hash to its CID`
       )
     }
   }

@@ -1,0 +1,21 @@
+/**
+ * What can go wrong with the service itself. The message of each says what to
+ * do; `cause` has what was underneath.
+ *
+ * @packageDocumentation
+ */
+
+/** A request body that must not be looked at any further. */
+export class InvalidBodyError extends Error {
+  override readonly name = 'InvalidBodyError'
+}
+
+/** The service cannot listen where it is told to. */
+export class ListenError extends Error {
+  override readonly name = 'ListenError'
+}
+
+/** Checking the proofs of a request takes more work than is done for one. */
+export class TooManySignaturesError extends Error {
+  override readonly name = 'TooManySignaturesError'
+}

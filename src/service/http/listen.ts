@@ -1,0 +1,73 @@
+import { once } from 'node:events'
+import type { Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { createAdaptorServer } from '@hono/node-server'
+import { ListenError } from '../errors.ts'
+
+/** What clients may take their time for. Milliseconds. */
+const TIMEOUTS = {
+  headersTimeout: 15_000,
+  /** For a whole request, body and all. */
+  requestTimeout: 60_000,
+  /** Longer than a client is busy between two requests. */
+  keepAliveTimeout: 75_000,
+  /** How often these are looked at. */
+  connectionsCheckingInterval: 5_000,
+}
+
+/** Requests under way may take so long when the server closes, in milliseconds. */
+const CLOSE_TIMEOUT = 5_000
+
+export interface HttpServer extends AsyncDisposable {
+  port: number
+}
+
+/**
+ * Listens for HTTP requests. Disposing of it lets those under way end.
+ *
+ * @throws {@link ListenError}
+ */
+export async function listen(
+  handle: (request: Request) => Response | Promise<Response>,
+  {
+    host,
+    port,
+    closeTimeout = CLOSE_TIMEOUT,
+  }: { host: string; port: number; closeTimeout?: number }
+): Promise<HttpServer> {
+  const server = createAdaptorServer({
+    fetch: handle,
+    overrideGlobalObjects: false,
+    serverOptions: TIMEOUTS,
+  }) as Server
+  server.listen(port, host)
+  try {
+    await once(server, 'listening')
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException
+    throw new ListenError(
+      `the service cannot listen on ${host}, port ${port}: ${HINTS[code ?? ''] ?? `check host and port (${code})`}`,
+      { cause }
+    )
+  }
+  return {
+    port: (server.address() as AddressInfo).port,
+    async [Symbol.asyncDispose]() {
+      const closed = once(server, 'close')
+      server.close()
+      const timer = setTimeout(() => {
+        server.closeAllConnections()
+      }, closeTimeout)
+      await closed
+      clearTimeout(timer)
+    },
+  }
+}
+
+const HINTS: Record<string, string> = {
+  EADDRINUSE:
+    'something else does; stop it, or choose another port with --port',
+  EACCES: 'it may not; choose a port above 1023 with --port',
+  EADDRNOTAVAIL: 'this machine has no such address; choose another with --host',
+  ENOTFOUND: 'there is no such host; choose another with --host',
+}
