@@ -194,7 +194,7 @@ async function createBackup(found: NewBackup): Promise<{
 
 /** Puts metadata into the Space, and lets gateways find all that is new. */
 async function put(
-  { writer, createSha256, limits }: BackupContext,
+  { writer, reader, createSha256, limits }: BackupContext,
   { signal, onUpload }: NewBackup,
   root: UnknownLink,
   blocks: Block[],
@@ -230,6 +230,7 @@ async function put(
     { signal }
   )
   onUpload({ blocksUploaded: 0, bytesUploaded: size })
+  reader.keep(blocks)
 }
 
 /** The event and as much of what is below it as fits into a request. */
