@@ -186,7 +186,7 @@ export async function until<T>(
     const answer = await ask()
     if (answer) return answer
     if (Date.now() > deadline) throw new Error(`not within ${timeout} ms`)
-    await new Promise((resolve) => setTimeout(resolve, 20))
+    await new Promise((resolve) => setTimeout(resolve, 3))
   }
 }
 
