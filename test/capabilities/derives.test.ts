@@ -1,0 +1,271 @@
+import assert from 'node:assert/strict'
+import { delegate, invoke } from '@ucanto/core'
+import type { Ability } from '@ucanto/interface'
+import { ed25519, Verifier } from '@ucanto/principal'
+import { access } from '@ucanto/validator'
+import * as raw from 'multiformats/codecs/raw'
+import { CID } from 'multiformats/cid'
+import { identity } from 'multiformats/hashes/identity'
+import {
+  ABILITIES,
+  Backup,
+  BACKUP_ABILITIES,
+  Clock,
+} from '../../src/capabilities/index.ts'
+
+const CAPABILITIES = {
+  'clock/head': Clock.head,
+  'clock/advance': Clock.advance,
+  'backup/run': Backup.run,
+  'backup/status': Backup.status,
+  'clock/*': Clock.clock,
+  'backup/*': Backup.backup,
+  'backup/perform': Backup.perform,
+}
+
+const ACCOUNT = 'did:plc:ewvi7nxzyoun6zhxrhs64oiz'
+const OTHER_ACCOUNT = 'did:web:other.example'
+
+const linkTo = (text: string) =>
+  CID.createV1(raw.code, identity.digest(new TextEncoder().encode(text)))
+
+const ONE = linkTo('one')
+const TWO = linkTo('two')
+
+type Nb = Record<string, unknown>
+
+describe('capabilities', () => {
+  let space: ed25519.EdSigner
+  let alice: ed25519.EdSigner
+  let bob: ed25519.EdSigner
+  let service: ed25519.EdSigner
+
+  before(async () => {
+    ;[space, alice, bob, service] = (await Promise.all(
+      Array.from({ length: 4 }, () => ed25519.generate())
+    )) as [
+      ed25519.EdSigner,
+      ed25519.EdSigner,
+      ed25519.EdSigner,
+      ed25519.EdSigner,
+    ]
+  })
+
+  /** Why the claim is refused, if it is. */
+  const check = async (
+    claimed: { can: keyof typeof CAPABILITIES; with?: string; nb?: Nb },
+    delegated: { can: string; with?: string; nb?: Nb }
+  ) => {
+    const resource = space.did()
+    const proof = await delegate({
+      issuer: space,
+      audience: alice,
+      capabilities: [{ with: resource, ...delegated } as never],
+      expiration: Infinity,
+    })
+    const invocation = await invoke({
+      issuer: alice,
+      audience: service,
+      capability: { with: resource, ...claimed } as never,
+      proofs: [proof],
+    }).delegate()
+    const { error } = await access(invocation as never, {
+      capability: CAPABILITIES[claimed.can] as never,
+      authority: service,
+      principal: Verifier,
+      validateAuthorization: () => ({ ok: {} }),
+    })
+    return error?.message
+  }
+
+  const nbOf: Partial<Record<string, Nb>> = {
+    'clock/advance': { event: ONE },
+    'backup/run': { account: ACCOUNT },
+  }
+
+  describe('that cover others', () => {
+    const covers: Record<string, string[]> = {
+      'clock/*': ['clock/head', 'clock/advance'],
+      'backup/*': ['backup/run', 'backup/status'],
+      '*': [...ABILITIES],
+      'clock/head': ['clock/head'],
+      'clock/advance': ['clock/advance'],
+      'backup/run': ['backup/run'],
+      'backup/status': ['backup/status'],
+      'space/*': [],
+      'upload/*': [],
+      'clock/advance/*': [],
+    }
+    for (const [delegated, covered] of Object.entries(covers)) {
+      for (const can of ABILITIES) {
+        const yes = covered.includes(can)
+        it(`${delegated} ${yes ? 'allows' : 'does not allow'} ${can}`, async () => {
+          const nb = nbOf[can]
+          const refusal = await check(
+            { can, ...(nb ? { nb } : {}) },
+            { can: delegated }
+          )
+          assert.equal(refusal === undefined, yes, refusal)
+        })
+      }
+    }
+
+    it('allow in one Space nothing in another', async () => {
+      const other = await ed25519.generate()
+      for (const can of ABILITIES) {
+        for (const delegated of [can, `${can.split('/')[0]}/*`, '*']) {
+          const nb = nbOf[can]
+          const refusal = await check(
+            { can, with: other.did(), ...(nb ? { nb } : {}) },
+            { can: delegated }
+          )
+          assert.ok(refusal)
+        }
+      }
+    })
+
+    it('allow with all of an agent only what is delegated to it', async () => {
+      assert.match(
+        (await check({ can: 'clock/head' }, { can: '*', with: bob.did() }))!,
+        /cannot derive|not authorized/
+      )
+      assert.equal(
+        await check({ can: 'clock/head' }, { can: '*', with: 'ucan:*' }),
+        undefined
+      )
+    })
+  })
+
+  describe('with narrower delegations', () => {
+    const cases: [
+      can: keyof typeof CAPABILITIES,
+      claimed: Nb,
+      delegated: Nb,
+      refused: RegExp | undefined,
+    ][] = [
+      ['clock/advance', { event: ONE }, { event: ONE }, undefined],
+      ['clock/advance', { event: ONE }, { event: TWO }, /for event/],
+      ['backup/run', { account: ACCOUNT }, { account: ACCOUNT }, undefined],
+      [
+        'backup/run',
+        { account: OTHER_ACCOUNT },
+        { account: ACCOUNT },
+        /for account did:plc:\w+, not did:web:other\.example/,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT, include: ['blobs'] },
+        { include: ['blobs'] },
+        undefined,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT, include: [] },
+        { include: ['blobs'] },
+        undefined,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT },
+        { include: ['blobs'] },
+        /limits include to \[blobs\]; say which/,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT, include: ['blobs'] },
+        { include: [] },
+        /limits include to \[\], without blobs/,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT },
+        { include: [] },
+        /limits include to \[\]; say which/,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT, delegation: ONE },
+        { delegation: ONE },
+        undefined,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT, delegation: TWO },
+        { delegation: ONE },
+        /for delegation/,
+      ],
+      [
+        'backup/run',
+        { account: ACCOUNT },
+        { delegation: ONE },
+        /for delegation \w+, not for all/,
+      ],
+      ['backup/status', { run: ONE }, { run: ONE }, undefined],
+      ['backup/status', { run: TWO }, { run: ONE }, /for run/],
+      ['backup/status', {}, { run: ONE }, /for run \w+, not for all/],
+    ]
+    for (const [can, claimed, delegated, refused] of cases) {
+      const show = (nb: Nb) =>
+        Object.entries(nb)
+          .map(([key, value]) => `${key} ${String(value)}`)
+          .join(', ') || 'everything'
+      it(`${can} of ${show(claimed)} is ${refused ? 'refused' : 'allowed'} for ${show(delegated)}`, async () => {
+        for (const ability of [can, `${can.split('/')[0]}/*`, '*']) {
+          const refusal = await check(
+            { can, nb: claimed },
+            { can: ability, nb: delegated }
+          )
+          if (refused) assert.match(refusal ?? 'allowed', refused)
+          else assert.equal(refusal, undefined)
+        }
+      })
+    }
+  })
+
+  describe('with malformed values', () => {
+    const cases: [keyof typeof CAPABILITIES, Nb | undefined][] = [
+      ['clock/advance', undefined],
+      ['clock/advance', { event: 'bafy' }],
+      ['clock/advance', { event: [ONE] }],
+      ['clock/advance', { event: null }],
+      ['backup/run', undefined],
+      ['backup/run', { account: 1 }],
+      ['backup/run', { account: 'alice.test' }],
+      ['backup/run', { account: 'did:plc:' }],
+      ['backup/run', { account: 'did:key:z6MkvpF1' }],
+      ['backup/run', { account: ACCOUNT, include: 'blobs' }],
+      ['backup/run', { account: ACCOUNT, include: ['everything'] }],
+      ['backup/run', { account: ACCOUNT, delegation: 'bafy' }],
+      ['backup/status', { run: 'bafy' }],
+      ['backup/status', { run: 1 }],
+    ]
+    for (const [can, nb] of cases) {
+      it(`refuse ${can} of ${JSON.stringify(nb)}`, async () => {
+        assert.ok(
+          await check(nb ? { can, nb } : { can }, {
+            can: `${can.split('/')[0]}/*`,
+          })
+        )
+      })
+    }
+
+    it('refuse what is no Space', async () => {
+      for (const resource of [
+        'did:web:space.example',
+        'mailto:a@example.com',
+      ]) {
+        assert.ok(
+          await check(
+            { can: 'clock/head', with: resource },
+            { can: 'clock/*', with: resource }
+          )
+        )
+      }
+    })
+  })
+
+  it('lists what can be invoked and what a service needs', () => {
+    for (const can of ABILITIES) assert.equal(CAPABILITIES[can].can, can)
+    assert.deepEqual(new Set<Ability>(BACKUP_ABILITIES).size, 5)
+  })
+})
