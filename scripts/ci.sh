@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 
 npm ci
 export PATH="$PWD/node_modules/.bin:$PATH"
+# The counts are read from what the suites print.
+export NO_COLOR=1 FORCE_COLOR=0 MOCHA_COLORS=0
 
 passed=0
 failed=0
@@ -17,6 +19,9 @@ suite() {
   log=$(mktemp)
   "$@" 2>&1 | tee "$log" || code=$?
   local p f
+  local escape
+  escape=$(printf '\033')
+  sed -i -E "s/${escape}\\[[0-9;]*m//g" "$log"
   p=$(sed -nE 's/^ *([0-9]+) passing.*/\1/p' "$log" | tail -n 1)
   f=$(sed -nE 's/^ *([0-9]+) failing.*/\1/p' "$log" | tail -n 1)
   rm -f "$log"
