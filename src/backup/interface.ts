@@ -141,6 +141,9 @@ export interface ShardSlice {
  * @throws {@link GatewayError} when no gateway gives a true answer
  */
 export interface SpaceReader extends BlockFetcher {
+  /** Remembers blocks that were just put into the Space, to read them sooner. */
+  keep(blocks: Block[]): void
+
   /** Reads part of a shard. The caller checks the hashes of what is in it. */
   getShardRange(
     shard: ShardRef,

@@ -10,6 +10,23 @@ import { ShardBuilder, type SealedShard } from './shard.ts'
 /** Shards that are uploaded side by side. */
 const CONCURRENT_UPLOADS = 2
 
+/** A last shard of up to this size goes along with the metadata, in bytes. */
+const SMALL_SHARD_SIZE = 256 * 1024
+
+/** A shard that the Space does not have yet. */
+export interface UnstoredShard {
+  bytes: Uint8Array
+  indexed: IndexedShard
+}
+
+/** Multihash of a shard. */
+export function shardDigestOf(
+  createSha256: CreateSha256,
+  bytes: Uint8Array
+): Uint8Array {
+  return createDigest(SHA2_256_CODE, digestOf(createSha256, bytes)).bytes
+}
+
 /** What was uploaded, for progress. */
 export interface UploadCounts {
   blocksUploaded: number
@@ -72,12 +89,28 @@ export class Packer {
     this.#builder.blobs.push([cid, root])
   }
 
-  /** Uploads what is left, and waits until the Space has everything. */
-  async finish(): Promise<void> {
-    await this.#flush()
+  /**
+   * Waits until the Space has everything but for a last shard that is small:
+   * that one is left to be stored along with the metadata, which saves the time
+   * of its requests, and where it lies is found by its CID.
+   */
+  async finish(): Promise<UnstoredShard | undefined> {
+    const builder = this.#builder
+    const isSmall = !builder.isEmpty && builder.size <= SMALL_SHARD_SIZE
+    if (!isSmall) await this.#flush()
     await this.#uploads.onIdle()
     await this.#journalled
     this.#throwIfFailed()
+    if (!isSmall) return undefined
+    const { bytes, slices } = builder.seal()
+    return {
+      bytes,
+      indexed: {
+        digest: shardDigestOf(this.#options.createSha256, bytes),
+        size: bytes.length,
+        slices,
+      },
+    }
   }
 
   /**
@@ -107,10 +140,7 @@ export class Packer {
     const { writer, createSha256, signal } = this.#options
     signal?.throwIfAborted()
     if (sealed.slices.length === 0) return undefined
-    const digest = createDigest(
-      SHA2_256_CODE,
-      digestOf(createSha256, sealed.bytes)
-    ).bytes
+    const digest = shardDigestOf(createSha256, sealed.bytes)
     const size = sealed.bytes.length
     const { location } = await writer.putShard(
       { digest, bytes: sealed.bytes },

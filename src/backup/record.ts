@@ -1,5 +1,4 @@
 import type { CID } from 'multiformats/cid'
-import { create as createDigest } from 'multiformats/hashes/digest'
 import {
   addBackup,
   appendToBlockIndex,
@@ -16,6 +15,7 @@ import { ClockError } from './errors.ts'
 import type {
   Backup,
   Block,
+  Clock,
   CommitSignature,
   Event,
   EventLink,
@@ -24,18 +24,46 @@ import type {
   Link,
   MissingBlob,
   Part,
+  Time,
   UnknownLink,
 } from './interface.ts'
-import type { UploadCounts } from './packer.ts'
+import {
+  shardDigestOf,
+  type UnstoredShard,
+  type UploadCounts,
+} from './packer.ts'
 import type { BackupContext } from './run.ts'
-import { digestOf, SHA2_256_CODE } from './sha256.ts'
 import { ShardBuilder } from './shard.ts'
 
 /** Merges of a head that others keep moving, before leaving it to the next. */
 const MAX_MERGES = 8
 const MERGE_BACKOFF_MS = 50
+/**
+ * A head that was read so long ago is read again, in milliseconds. One that
+ * has moved nevertheless costs a merge, nothing else.
+ */
+const FRESH_BASE_MS = 2_000
 /** Metadata that goes along with `clock/advance`, in bytes. */
 const MAX_ATTACHED_SIZE = 256 * 1024
+
+/** What new states build upon: the state at the head of the clock. */
+export interface Base extends Awaited<ReturnType<typeof mergeHeads>> {
+  /** Unix milliseconds of the reading. */
+  read: number
+}
+
+/** Reads the head of the clock and its state; several heads are merged. */
+export async function readBase(
+  clock: Clock,
+  overlay: BlockOverlay,
+  time: Time,
+  signal: AbortSignal
+): Promise<Base> {
+  const read = time.now()
+  const merged = await mergeHeads(overlay, await clock.head({ signal }))
+  overlay.put(merged.additions)
+  return { ...merged, read }
+}
 
 /** What a run found, ready to be recorded. */
 export interface NewBackup {
@@ -53,6 +81,10 @@ export interface NewBackup {
   notBefore: number
   /** Shards that are in the Space and in no backup's index yet. */
   shards: IndexedShard[]
+  /** A shard that is to be stored along with the metadata. */
+  last: UnstoredShard | undefined
+  /** The head of the clock when the run began. */
+  base: Base
   signal: AbortSignal
   onUpload: (counts: UploadCounts) => void
   onAdvance: () => void
@@ -76,8 +108,10 @@ export async function recordBackup(
   const { block, value, additions } = await createBackup(found)
   overlay.put(additions)
 
-  const base = await mergeHeads(overlay, await clock.head({ signal }))
-  overlay.put(base.additions)
+  const base =
+    time.now() - found.base.read < FRESH_BASE_MS
+      ? found.base
+      : await readBase(clock, overlay, time, signal)
   const timestamp = new Date(
     Math.max(time.now(), found.notBefore)
   ).toISOString()
@@ -89,7 +123,7 @@ export async function recordBackup(
   const event = await createEvent(added.root, base.heads)
   const metadata = [...additions, ...base.additions, ...added.additions, event]
   overlay.put(metadata)
-  await put(context, found, block.cid, metadata, found.shards)
+  await put(context, found, block.cid, metadata, found.shards, found.last)
 
   found.onAdvance()
   let heads = await clock.advance(event.cid, attachable(metadata), { signal })
@@ -162,7 +196,11 @@ async function createBackup(found: NewBackup): Promise<{
     identity.log === undefined ? undefined : await encodeJSONText(identity.log)
   if (log) additions.push(log)
 
-  const index = await appendToBlockIndex(overlay, previous?.index, found.shards)
+  const index = await appendToBlockIndex(
+    overlay,
+    previous?.index,
+    found.last ? [...found.shards, found.last.indexed] : found.shards
+  )
   additions.push(...index.additions)
 
   const value: Backup = {
@@ -194,28 +232,32 @@ async function createBackup(found: NewBackup): Promise<{
 
 /** Puts metadata into the Space, and lets gateways find all that is new. */
 async function put(
-  { writer, createSha256, limits }: BackupContext,
+  { writer, reader, createSha256, limits }: BackupContext,
   { signal, onUpload }: NewBackup,
   root: UnknownLink,
   blocks: Block[],
-  shards: IndexedShard[]
+  shards: IndexedShard[],
+  last?: UnstoredShard
 ): Promise<void> {
   const added: IndexedShard[] = []
   const storing: Promise<void>[] = []
+  const store = async ({ bytes, indexed }: UnstoredShard) => {
+    added.push(indexed)
+    await writer.putShard({ digest: indexed.digest, bytes }, { signal })
+    onUpload({
+      blocksUploaded: indexed.slices.length,
+      bytesUploaded: indexed.size,
+    })
+  }
+  if (last) storing.push(store(last))
   let builder = new ShardBuilder(limits.shardSize)
   const flush = () => {
     const { bytes, slices } = builder.seal()
     builder = new ShardBuilder(limits.shardSize)
-    const digest = createDigest(
-      SHA2_256_CODE,
-      digestOf(createSha256, bytes)
-    ).bytes
-    added.push({ digest, size: bytes.length, slices })
-    const store = async () => {
-      await writer.putShard({ digest, bytes }, { signal })
-      onUpload({ blocksUploaded: slices.length, bytesUploaded: bytes.length })
-    }
-    storing.push(store())
+    const digest = shardDigestOf(createSha256, bytes)
+    storing.push(
+      store({ bytes, indexed: { digest, size: bytes.length, slices } })
+    )
   }
   const seen = new Set<string>()
   for (const { cid, bytes } of blocks) {
@@ -230,6 +272,7 @@ async function put(
     { signal }
   )
   onUpload({ blocksUploaded: 0, bytesUploaded: size })
+  reader.keep(blocks)
 }
 
 /** The event and as much of what is below it as fits into a request. */

@@ -5,7 +5,6 @@ import {
   getEntry,
   latestBackup,
   loadBlockIndex,
-  mergeHeads,
   readBackup,
   type BlockIndexReader,
 } from '../space/index.ts'
@@ -37,11 +36,10 @@ import type {
   SpaceWriter,
   Spool,
   Stage,
-  State,
   Time,
 } from './interface.ts'
 import { Packer } from './packer.ts'
-import { recordBackup } from './record.ts'
+import { readBase, recordBackup } from './record.ts'
 import { verifyRepo, type KnownBlocks, type VerifiedRepo } from './repo.ts'
 import type { CreateSha256 } from './sha256.ts'
 
@@ -146,13 +144,11 @@ export async function runBackup(
     ? AbortSignal.any([request.signal, stop.signal])
     : stop.signal
   const overlay = new BlockOverlay(reader)
-  const [identity, state] = await Promise.all([
+  const [identity, base] = await Promise.all([
     context.identities.resolve(request.account, { signal }),
-    readState(clock, overlay, signal),
+    readBase(clock, overlay, time, signal),
   ])
-  const latest = state
-    ? await latestBackup(overlay, state, identity.did)
-    : undefined
+  const latest = await latestBackup(overlay, base.state, identity.did)
   enter('read')
   const [previous, commit] = await Promise.all([
     latest && loadPrevious(overlay, latest),
@@ -261,7 +257,7 @@ export async function runBackup(
       return await unchanged(previous)
     }
     enter('upload')
-    await packer.finish()
+    const last = await packer.finish()
 
     enter('record')
     const kind = previous ? 'incremental' : 'first'
@@ -277,6 +273,8 @@ export async function runBackup(
       parts: sameCommit ? previous.backup.parts : parts,
       notBefore: previous ? Date.parse(previous.timestamp) + 1 : 0,
       shards: [...resumed.shards, ...packer.shards],
+      last,
+      base,
       signal,
       onUpload: ({ blocksUploaded, bytesUploaded }) =>
         report({
@@ -296,20 +294,6 @@ export async function runBackup(
   } finally {
     await spool?.close()
   }
-}
-
-/** The state at the head of the clock; several heads are merged. */
-async function readState(
-  clock: Clock,
-  overlay: BlockOverlay,
-  signal: AbortSignal
-): Promise<Link<State> | undefined> {
-  const { state, additions } = await mergeHeads(
-    overlay,
-    await clock.head({ signal })
-  )
-  overlay.put(additions)
-  return state
 }
 
 async function loadPrevious(

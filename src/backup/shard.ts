@@ -38,6 +38,11 @@ export class ShardBuilder {
     return this.#slices.length === 0
   }
 
+  /** Size of the CAR so far, in bytes. */
+  get size(): number {
+    return this.#size
+  }
+
   /** Whether a block of this size, in bytes, may be added. */
   fits(blockSize: number): boolean {
     return (

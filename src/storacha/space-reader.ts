@@ -117,7 +117,17 @@ export function createSpaceReader({
   const rawUrl = (gateway: URL, cid: { toString(): string }) =>
     new URL(`ipfs/${cid}?format=raw`, withSlash(gateway))
 
+  const remember = (multihash: UnknownLink['multihash'], bytes: Uint8Array) => {
+    if (multihash.code === SHA2_256_CODE && bytes.length < cacheSize) {
+      cache.set(multihash.digest.join(), bytes)
+    }
+  }
+
   return {
+    keep(blocks) {
+      for (const { cid, bytes } of blocks) remember(cid.multihash, bytes)
+    },
+
     async get(link: UnknownLink): Promise<Block | undefined> {
       const { multihash } = link
       const block = (bytes: Uint8Array) => ({
@@ -141,7 +151,7 @@ export function createSpaceReader({
         undefined
       )
       if (!bytes) return undefined
-      if (bytes.length < cacheSize) cache.set(key, bytes)
+      remember(multihash, bytes)
       return block(bytes)
     },
 
