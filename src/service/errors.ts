@@ -10,6 +10,11 @@ export class InvalidBodyError extends Error {
   override readonly name = 'InvalidBodyError'
 }
 
+/** The folder of the service cannot be made. */
+export class DataFolderError extends Error {
+  override readonly name = 'DataFolderError'
+}
+
 /** The service cannot listen where it is told to. */
 export class ListenError extends Error {
   override readonly name = 'ListenError'

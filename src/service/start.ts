@@ -21,6 +21,7 @@ import {
 import { openStores } from '../stores/index.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
+import { DataFolderError } from './errors.ts'
 import { createApp } from './http/app.ts'
 import { listen } from './http/listen.ts'
 import { createLogger } from './logger.ts'
@@ -50,8 +51,8 @@ export interface ServiceOptions {
 /**
  * Starts the service.
  *
- * @throws {@link KeyFileError} {@link StoreUnavailableError}
- *   {@link NewerSchemaError} {@link ListenError}
+ * @throws {@link DataFolderError} {@link KeyFileError}
+ *   {@link StoreUnavailableError} {@link NewerSchemaError} {@link ListenError}
  */
 export async function startService(
   config: ServiceConfig,
@@ -63,7 +64,7 @@ export async function startService(
   }: ServiceOptions = {}
 ): Promise<RunningService> {
   await using resources = new AsyncDisposableStack()
-  await mkdir(config.dataFolder, { recursive: true, mode: 0o700 })
+  await makeDataFolder(config.dataFolder)
   const agent = await loadKeyFile(config.keyFile)
   const stores = resources.use(
     await openStores(
@@ -126,6 +127,17 @@ export async function startService(
     agent: agent.did(),
     keyCreated: agent.created,
     [Symbol.asyncDispose]: () => (disposed ??= owned.disposeAsync()),
+  }
+}
+
+async function makeDataFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path, { recursive: true, mode: 0o700 })
+  } catch (cause) {
+    throw new DataFolderError(
+      `the data folder ${path} cannot be made; choose another with --data-folder`,
+      { cause }
+    )
   }
 }
 

@@ -16,6 +16,7 @@ import { decodeDelegations } from '../../src/service/authority.ts'
 import { openStores } from '../../src/stores/index.ts'
 import {
   allow,
+  blockOf,
   createActors,
   eventOf,
   failureOf,
@@ -269,6 +270,21 @@ describe('backup handlers', () => {
           .execute(service.connection)
         assert.equal(receipt.out.error?.name, 'InsufficientDelegation')
         assert.match(receipt.out.error.message, /is not attached/)
+      })
+
+      it('that is none', async () => {
+        const block = await blockOf({ not: 'a delegation' })
+        const invocation = Capabilities.run.invoke({
+          issuer: alice,
+          audience: service.connection.id,
+          with: space.did(),
+          nb: { account: ACCOUNT, delegation: block.cid },
+          proofs,
+        })
+        invocation.attach(block)
+        const { out } = await invocation.execute(service.connection)
+        assert.equal(out.error?.name, 'InsufficientDelegation')
+        assert.match(out.error.message, /cannot be read/)
       })
 
       it('to somebody else', async () => {

@@ -42,7 +42,9 @@ import {
   type TestService,
 } from './harness.ts'
 
-const BLOBS = 40
+const BLOBS = 12
+/** Of an account whose run is to be met in the middle. */
+const MANY_BLOBS = 40
 const BLOB_SIZE = 20_000
 /** A few blobs fill a shard. */
 const SHARD_SIZE = 64 * 1024
@@ -86,11 +88,11 @@ describe('runs of the service', () => {
   })
 
   /** An account whose blobs nobody else has: what is there is not sent. */
-  const createAccount = async (name: string) => {
+  const createAccount = async (name: string, blobs = BLOBS) => {
     const account = await network.pds.createAccount({ handle: `${name}.test` })
     await seedAccount(account.agent, {
       posts: 20,
-      blobs: Array<number>(BLOBS).fill(BLOB_SIZE),
+      blobs: Array<number>(blobs).fill(BLOB_SIZE),
       salt: name,
     })
     return account
@@ -157,7 +159,7 @@ describe('runs of the service', () => {
   /** Checks that the Space has the newest backup, all of it. */
   const verify = async (
     config: InvocationConfig,
-    { at = service.connection, did = account.did } = {}
+    { at = service.connection, did = account.did, blobs = BLOBS } = {}
   ) => {
     const { ok } = await Clock.head(config, { connection: at })
     const reader = createSpaceReader({
@@ -172,11 +174,11 @@ describe('runs of the service', () => {
     const opened = await openBackup(reader, backups[0]!.backup, {
       createSha256,
     })
-    const { problems, blobs } = await verifyBackup(opened, {
+    const verified = await verifyBackup(opened, {
       keys: signingKeysIn,
     })
-    assert.deepEqual(problems, [])
-    assert.equal(blobs, BLOBS)
+    assert.deepEqual(verified.problems, [])
+    assert.equal(verified.blobs, blobs)
     return backups.length
   }
 
@@ -273,7 +275,7 @@ describe('runs of the service', () => {
         prepare: () => (faults.overQuota = true),
       })
       faults.overQuota = false
-      faults.failAfterBlobAdds = 8
+      faults.failAfterBlobAdds = 2
       const { did } = await createAccount('full')
       assert.equal((await backUp(space, config, { did })).state, 'failed')
       faults.failAfterBlobAdds = undefined
@@ -281,7 +283,7 @@ describe('runs of the service', () => {
       const { state, outcome } = await backUp(space, config, { did })
       assert.equal(state, 'done')
       assert.equal(outcome?.kind, 'first')
-      assert.ok(before >= 8 && stats.bytesPut < whole + 4 * SHARD_SIZE)
+      assert.ok(before >= 2 && stats.bytesPut < whole + 4 * SHARD_SIZE)
       await verify(config, { did })
     })
 
@@ -315,7 +317,7 @@ describe('runs of the service', () => {
     it('by the next process, after one was killed in the middle', async () => {
       await using folder = await createFolder()
       const { space, config } = await createSpace()
-      const { did } = await createAccount('killed')
+      const { did } = await createAccount('killed', MANY_BLOBS)
       const { stats } = network.storacha
       stats.reset()
       await using first = await startChild(folder.path, network)
@@ -326,7 +328,7 @@ describe('runs of the service', () => {
       first.child.kill('SIGKILL')
       await once(first.child, 'exit')
       const before = stats.bytesPut
-      const whole = BLOBS * BLOB_SIZE
+      const whole = MANY_BLOBS * BLOB_SIZE
       assert.ok(before < whole / 2, `${before} of ${whole} bytes`)
       assert.deepEqual(
         (await Clock.head(config, service)).ok?.head,
@@ -344,7 +346,14 @@ describe('runs of the service', () => {
         stats.bytesPut < whole + 4 * SHARD_SIZE,
         `${stats.bytesPut} of ${whole} bytes`
       )
-      assert.equal(await verify(config, { at: second.connection, did }), 1)
+      assert.equal(
+        await verify(config, {
+          at: second.connection,
+          did,
+          blobs: MANY_BLOBS,
+        }),
+        1
+      )
       second.child.kill('SIGTERM')
       const [code] = (await once(second.child, 'exit')) as [number]
       assert.equal(code, 0)
@@ -355,7 +364,7 @@ describe('runs of the service', () => {
       const { space, config } = await createSpace()
       const options = { shardSize: SHARD_SIZE, policy: POLICY }
       const flags = { dataFolder: folder.path }
-      const { did } = await createAccount('stopped')
+      const { did } = await createAccount('stopped', MANY_BLOBS)
       const { stats } = network.storacha
       stats.reset()
       const first = await startTestService(flags, network.environment, options)
@@ -373,7 +382,11 @@ describe('runs of the service', () => {
       const status = await ended(config, run, second.connection)
       assert.equal(status.state, 'done', status.error?.message)
       assert.equal(status.attempts, 2)
-      await verify(config, { at: second.connection, did })
+      await verify(config, {
+        at: second.connection,
+        did,
+        blobs: MANY_BLOBS,
+      })
     })
 
     it('by nobody, when there is time to finish', async () => {

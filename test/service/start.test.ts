@@ -111,6 +111,18 @@ describe('startService', () => {
       await using _again = await startTestService({ dataFolder: folder })
     })
 
+    it('when the folder cannot be', async () => {
+      const dataFolder = join(folder, 'file', 'folder')
+      await writeFile(join(folder, 'file'), '')
+      await failsWith(
+        {
+          name: 'DataFolderError',
+          message: `the data folder ${dataFolder} cannot be made; choose another with --data-folder`,
+        },
+        { dataFolder }
+      )
+    })
+
     it('when the key is none', async () => {
       const key = join(folder, 'service.key')
       await writeFile(key, 'MgCYhush-hush')
