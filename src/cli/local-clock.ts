@@ -5,6 +5,7 @@ import { Clock as RemoteClock } from '../client/index.ts'
 import type { Connection, InvocationConfig } from '../client/index.ts'
 import { decodeEvent } from '../space/index.ts'
 import type { ClockEvent, ClockStore } from '../stores/index.ts'
+import { parentsFirst } from '../service/clock.ts'
 import { refused, unreachable } from './service.ts'
 
 /** Events that one call tells a service of. */
@@ -21,7 +22,7 @@ export function createLocalClock(store: ClockStore, space: string): Clock {
       const attached = new Map(
         blocks.map((block) => [block.cid.toString(), block])
       )
-      const events: ClockEvent[] = []
+      const events = new Map<string, ClockEvent>()
       let wave = await store.unknown(space, [event.toString()])
       while (wave.length > 0) {
         const decoded = wave.map((cid) => {
@@ -33,15 +34,14 @@ export function createLocalClock(store: ClockStore, space: string): Clock {
           }
           return toClockEvent(block)
         })
-        events.unshift(...decoded)
-        const known = new Set(events.map(({ event }) => event))
+        for (const each of decoded) events.set(each.event, each)
         const parents = new Set(decoded.flatMap(({ parents }) => parents))
         wave = await store.unknown(
           space,
-          [...parents].filter((cid) => !known.has(cid))
+          [...parents].filter((cid) => !events.has(cid))
         )
       }
-      return links(await store.advance(space, events))
+      return links(await store.advance(space, parentsFirst(events)))
     },
   }
 }

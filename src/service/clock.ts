@@ -89,8 +89,13 @@ function decode(block: Block) {
   }
 }
 
-/** Parents are hashed into their children, so there are no cycles. */
-function parentsFirst(events: Map<string, ClockEvent>): ClockEvent[] {
+/**
+ * Orders events as a store takes them. Parents are hashed into their children,
+ * so there are no cycles.
+ *
+ * @param events - by their CIDs
+ */
+export function parentsFirst(events: Map<string, ClockEvent>): ClockEvent[] {
   const ordered = new Map<string, ClockEvent>()
   const stack = [...events.keys()]
   for (let cid = stack.at(-1); cid !== undefined; cid = stack.at(-1)) {
