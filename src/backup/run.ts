@@ -38,7 +38,7 @@ import type {
   Stage,
   Time,
 } from './interface.ts'
-import { Packer } from './packer.ts'
+import { Packer, type UploadCounts } from './packer.ts'
 import { readBase, recordBackup } from './record.ts'
 import { verifyRepo, type KnownBlocks, type VerifiedRepo } from './repo.ts'
 import type { CreateSha256 } from './sha256.ts'
@@ -133,6 +133,11 @@ export async function runBackup(
     })
     request.onProgress?.(progress)
   }
+  const onUpload = ({ blocksUploaded, bytesUploaded }: UploadCounts) =>
+    report({
+      blocksUploaded: progress.blocksUploaded + blocksUploaded,
+      bytesUploaded: progress.bytesUploaded + bytesUploaded,
+    })
   const enter = (stage: Stage) => {
     request.signal?.throwIfAborted()
     report({ stage })
@@ -205,11 +210,7 @@ export async function runBackup(
     known,
     shardSize: context.limits.shardSize,
     signal,
-    onUpload: ({ blocksUploaded, bytesUploaded }) =>
-      report({
-        blocksUploaded: progress.blocksUploaded + blocksUploaded,
-        bytesUploaded: progress.bytesUploaded + bytesUploaded,
-      }),
+    onUpload,
   })
   const blobs = new BlobBackup({
     ...context,
@@ -276,11 +277,7 @@ export async function runBackup(
       last,
       base,
       signal,
-      onUpload: ({ blocksUploaded, bytesUploaded }) =>
-        report({
-          blocksUploaded: progress.blocksUploaded + blocksUploaded,
-          bytesUploaded: progress.bytesUploaded + bytesUploaded,
-        }),
+      onUpload,
       onAdvance: () => enter('advance'),
     })
     await journal.clear()
