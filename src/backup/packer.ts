@@ -127,7 +127,9 @@ export class Packer {
     this.#throwIfFailed()
     if (this.#builder.isEmpty && this.#builder.blobs.length === 0) return
     const sealed = this.#builder.seal()
-    this.#builder = new ShardBuilder(this.#options.shardSize, this.#free.pop())
+    this.#builder = new ShardBuilder(this.#options.shardSize, {
+      buffer: this.#free.pop(),
+    })
     const previous = this.#journalled
     // Started here, awaited by later calls: failures are kept in #failure.
     const uploaded = this.#uploads.add(() => this.#upload(sealed))

@@ -1,3 +1,4 @@
+import type { CID } from 'multiformats/cid'
 import { encodeCarHeader, encodeCarSection } from './car.ts'
 import type { ShardSlice } from './interface.ts'
 
@@ -26,12 +27,17 @@ export class ShardBuilder {
 
   /**
    * @param maxSize - of the CAR, in bytes, unless one block is larger
-   * @param buffer - memory to use, of a shard that is not needed any more
+   * @param options.buffer - memory to use, of a shard that is not needed any
+   *   more
+   * @param options.roots - that the CAR's header names; none, if not given
    */
-  constructor(maxSize: number, buffer?: Uint8Array) {
+  constructor(
+    maxSize: number,
+    { buffer, roots }: { buffer?: Uint8Array | undefined; roots?: CID[] } = {}
+  ) {
     this.#maxSize = maxSize
     this.#buffer = buffer ?? new Uint8Array(FIRST_BUFFER_SIZE)
-    this.#append(CAR_HEADER)
+    this.#append(roots ? encodeCarHeader(roots) : CAR_HEADER)
   }
 
   get isEmpty(): boolean {

@@ -4,6 +4,7 @@
  *
  * @packageDocumentation
  */
+export { parseVerifier, withNativeSigning } from './ed25519.ts'
 export { createFileSpool } from './file-spool.ts'
 export { loadKeyFile, KeyFileError } from './key-file.ts'
 export { createNativeSha256 } from './sha256.ts'

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { createHash, hash as hashOf } from 'node:crypto'
 import type { Sha256 } from '../backup/interface.ts'
 
 /** SHA-256 of the platform, several times faster than one in JavaScript. */
@@ -9,3 +9,6 @@ export function createNativeSha256(): Sha256 {
     digest: () => hash.digest(),
   }
 }
+
+createNativeSha256.of = (bytes: Uint8Array): Uint8Array =>
+  hashOf('sha256', bytes, 'buffer')

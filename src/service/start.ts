@@ -17,6 +17,7 @@ import {
   loadKeyFile,
   PACKAGE,
   systemTime,
+  withNativeSigning,
 } from '../node/index.ts'
 import { openStores } from '../stores/index.ts'
 import type { ServiceConfig } from './config.ts'
@@ -65,7 +66,7 @@ export async function startService(
 ): Promise<RunningService> {
   await using resources = new AsyncDisposableStack()
   await makeDataFolder(config.dataFolder)
-  const agent = await loadKeyFile(config.keyFile)
+  const agent = withNativeSigning(await loadKeyFile(config.keyFile))
   const stores = resources.use(
     await openStores(
       config.databaseUrl === undefined

@@ -1,7 +1,7 @@
 import { error, ok } from '@ucanto/core'
 import type { Delegation } from '@ucanto/interface'
-import { Verifier } from '@ucanto/principal'
 import { DIDResolutionError } from '@ucanto/validator'
+import { parseVerifier } from '../node/index.ts'
 import type { ServiceContext } from './context.ts'
 import { TooManySignaturesError } from './errors.ts'
 
@@ -36,7 +36,7 @@ export function createValidation(
             `the proofs take more than ${MAX_SIGNATURES} signatures to check; leave out those that are not needed`
           )
         }
-        return Verifier.parse(did)
+        return parseVerifier(did)
       },
     },
     proofs,

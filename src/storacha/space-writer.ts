@@ -2,20 +2,16 @@ import type { Delegation, Signer } from '@ucanto/interface'
 import * as Link from 'multiformats/link'
 import * as Digest from 'multiformats/hashes/digest'
 import { Blob as SpaceBlob, Index, Upload } from '@storacha/upload-client'
-import { ShardedDAGIndex } from '@storacha/blob-index'
 import type { BackupError } from '../backup/errors.ts'
 import {
   SpaceQuotaError,
   SpaceUnauthorizedError,
   SpaceUnavailableError,
 } from '../backup/errors.ts'
-import type {
-  IndexedShard,
-  SpaceWriter,
-  UnknownLink,
-} from '../backup/interface.ts'
+import type { IndexedShard, SpaceWriter } from '../backup/interface.ts'
 import { createSha256, digestOf, type CreateSha256 } from '../backup/sha256.ts'
 import type { UploadServiceConnection } from './connection.ts'
+import { encodeShardedIndex } from './sharded-index.ts'
 
 const CAR_CODE = 0x0202
 const SHA2_256_CODE = 0x12
@@ -96,7 +92,7 @@ export function createSpaceWriter(
       listed.catch(() => {})
       let size = 0
       for (const group of groupsOf(shards)) {
-        const bytes = await indexOf(root, group)
+        const bytes = encodeShardedIndex(root, group, sha256)
         const digest = Digest.create(SHA2_256_CODE, digestOf(sha256, bytes))
         await Promise.all([
           stored,
@@ -132,25 +128,6 @@ function* groupsOf(shards: IndexedShard[]): Generator<IndexedShard[]> {
     slices += shard.slices.length
   }
   if (group.length > 0) yield group
-}
-
-async function indexOf(
-  root: UnknownLink,
-  shards: IndexedShard[]
-): Promise<Uint8Array> {
-  const index = ShardedDAGIndex.create(root)
-  for (const shard of shards) {
-    const digestOfShard = Digest.decode(shard.digest)
-    for (const { digest, offset, length } of shard.slices) {
-      index.setSlice(digestOfShard, Digest.create(SHA2_256_CODE, digest), [
-        offset,
-        length,
-      ])
-    }
-  }
-  const { ok, error } = await index.archive()
-  if (error) throw error
-  return ok
 }
 
 /** Gives failures of the upload service the names that a run ends with. */
