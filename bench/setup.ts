@@ -192,7 +192,7 @@ export async function createCustomer(network: Network) {
             BACKUP_ABILITIES
           ),
         },
-        options
+        { ...options, nonce: crypto.randomUUID() }
       )
       if (started.error) throw new Error(started.error.message)
       for (;;) {

@@ -8,11 +8,18 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const OLDEST_NODE = 24
+/**
+ * Young objects in MiB before they are collected. By default it is up to 64,
+ * and a service that moves much data through memory uses all of it.
+ */
+const HEAP_FLAG = '--max-semi-space-size'
+const HEAP_SIZE = 8
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP']
 
 const here = fileURLToPath(import.meta.url)
 
 if (Number(process.versions.node.split('.')[0]) >= OLDEST_NODE) {
+  if (process.argv[2] === 'serve' && !isHeapLimited()) replaceProcess()
   // A checkout has the sources, a package only what was built of them.
   const source = new URL('../src/cli/main.ts', import.meta.url)
   const built = new URL('../dist/src/cli/main.js', import.meta.url)
@@ -44,11 +51,34 @@ function findNode() {
   }
 }
 
+function isHeapLimited() {
+  const flags = [...process.execArgv, process.env.NODE_OPTIONS ?? '']
+  return flags.some((flag) => flag.includes(HEAP_FLAG))
+}
+
+/** Starts again with limits of the heap, which only a start can set. */
+function replaceProcess() {
+  // Not there on Windows, where the service runs without limits.
+  if (process.platform === 'win32' || !process.execve) return
+  process.execve(
+    process.execPath,
+    [
+      process.execPath,
+      ...process.execArgv,
+      `${HEAP_FLAG}=${HEAP_SIZE}`,
+      ...process.argv.slice(1),
+    ],
+    process.env
+  )
+}
+
 /** @param {string} node path of a Node.js that is new enough */
 function runWith(node) {
-  const child = spawn(node, [here, ...process.argv.slice(2)], {
-    stdio: 'inherit',
-  })
+  const child = spawn(
+    node,
+    [`${HEAP_FLAG}=${HEAP_SIZE}`, here, ...process.argv.slice(2)],
+    { stdio: 'inherit' }
+  )
   const forward = (signal) => child.kill(signal)
   for (const signal of SIGNALS) process.on(signal, forward)
   child.once('error', (error) => {

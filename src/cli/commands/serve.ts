@@ -1,5 +1,4 @@
 import { resolve } from 'node:path'
-import { setFlagsFromString } from 'node:v8'
 import type { Command } from 'commander'
 import { readConfig, SETTINGS, type SettingName } from '../../service/config.ts'
 import { createLogger } from '../../service/logger.ts'
@@ -23,9 +22,6 @@ export function createServeCommand(
     'bluesky-backups serve --public-url https://backups.example --data-folder /var/lib/bluesky-backups'
   )
   command.action(async () => {
-    // A service lives long beside others: without this the heap grows to
-    // several times what a backup needs before anything is collected.
-    setFlagsFromString('--optimize-for-size')
     const flags = command.opts<Flags>()
     const config = readConfig(settingFlags(flags), io.env)
     // With --json, stdout is for the one object.
