@@ -16,6 +16,7 @@ import { base58btc } from 'multiformats/bases/base58'
 import { base64pad } from 'multiformats/bases/base64'
 import * as Digest from 'multiformats/hashes/digest'
 import { DigestMap } from '@storacha/blob-index'
+import { parseVerifier, withNativeSigning } from '../../src/node/index.ts'
 import type { BlobFiles } from './blob-files.ts'
 
 /** How long a blob may be uploaded after it was allocated, in seconds. */
@@ -50,7 +51,7 @@ export async function createStorageNode({
   indexingService,
   resolveDIDKey,
 }: StorageNodeOptions): Promise<StorageNode> {
-  const id = await ed25519.generate()
+  const id = withNativeSigning(await ed25519.generate())
   const allocations = new DigestMap<MultihashDigest, number>()
   const locationOf = (digest: MultihashDigest) =>
     `${url}${BLOB_PATH}${base58btc.encode(digest.bytes)}` as const
@@ -118,6 +119,7 @@ export async function createStorageNode({
   const server = Server.create({
     id,
     codec: CAR.inbound,
+    principal: { parse: parseVerifier },
     service: { blob: { allocate, accept } },
     resolveDIDKey,
     validateAuthorization: () => ({ ok: {} }),
