@@ -103,22 +103,34 @@ export interface SpaceWriter {
   ): Promise<{ location?: string }>
 
   /**
-   * Publishes which blocks lie in which shards, so that gateways find them,
-   * and lists the backup among the uploads of the Space.
+   * Publishes which blocks lie in which shards, so that gateways find them.
    *
-   * @param upload.root - what the upload shows as its root
-   * @param upload.shards - all shards that this run added, with their slices
-   * @param upload.stored - fulfilled when the Space has all of the shards
+   * @param index.content - root of what the blocks belong to
+   * @param index.stored - fulfilled when the Space has the shards; they are
+   *   there already, if left out
    * @returns size of what was uploaded for it, in bytes
+   * @throws the errors of {@link SpaceWriter.putShard}
    */
-  register(
-    upload: {
-      root: UnknownLink
+  publishIndex(
+    index: {
+      content: UnknownLink
       shards: IndexedShard[]
-      stored: Promise<unknown>
+      stored?: Promise<unknown>
     },
     options?: CallOptions
   ): Promise<{ size: number }>
+
+  /**
+   * Lists the backup among the uploads of the Space.
+   *
+   * @param upload.root - what the upload shows as its root
+   * @param upload.shards - what it consists of
+   * @throws the errors of {@link SpaceWriter.putShard}
+   */
+  listUpload(
+    upload: { root: UnknownLink; shards: Pick<IndexedShard, 'digest'>[] },
+    options?: CallOptions
+  ): Promise<void>
 }
 
 /** A shard and what lies in it. */

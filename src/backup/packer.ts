@@ -176,6 +176,7 @@ export class Packer {
       })
       if (!shard) return
       this.#shards.push(shard)
+      this.#options.onStored(shard)
       this.#options.onUpload({
         blocksUploaded: sealed.slices.length,
         bytesUploaded: shard.size,
@@ -201,5 +202,7 @@ export interface PackerOptions {
   /** Size of a shard in bytes. */
   shardSize: number
   onUpload: (counts: UploadCounts) => void
+  /** Told of each shard that the Space and the journal have. */
+  onStored: (shard: IndexedShard) => void
   signal?: AbortSignal
 }

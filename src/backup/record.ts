@@ -81,6 +81,8 @@ export interface NewBackup {
   notBefore: number
   /** Shards that are in the Space and in no backup's index yet. */
   shards: IndexedShard[]
+  /** Those of the shards that are in no published index yet. */
+  unpublished: IndexedShard[]
   /** A shard that is to be stored along with the metadata. */
   last: UnstoredShard | undefined
   /** The head of the clock when the run began. */
@@ -123,7 +125,7 @@ export async function recordBackup(
   const event = await createEvent(added.root, base.heads)
   const metadata = [...additions, ...base.additions, ...added.additions, event]
   overlay.put(metadata)
-  await put(context, found, block.cid, metadata, found.shards, found.last)
+  await put(context, found, block.cid, metadata, found)
 
   found.onAdvance()
   let heads = await clock.advance(event.cid, attachable(metadata), { signal })
@@ -154,7 +156,7 @@ async function mergeInto(
   const event = await createEvent(merged.state, merged.heads)
   const metadata = [...merged.additions, event]
   overlay.put(metadata)
-  await put(context, found, root, metadata, [])
+  await put(context, found, root, metadata, { shards: [], unpublished: [] })
   return context.clock.advance(event.cid, attachable(metadata), { signal })
 }
 
@@ -236,8 +238,13 @@ async function put(
   { signal, onUpload }: NewBackup,
   root: UnknownLink,
   blocks: Block[],
-  shards: IndexedShard[],
-  last?: UnstoredShard
+  {
+    shards,
+    unpublished,
+    last,
+  }: Pick<NewBackup, 'shards' | 'unpublished'> & {
+    last?: NewBackup['last']
+  }
 ): Promise<void> {
   const added: IndexedShard[] = []
   const storing: Promise<void>[] = []
@@ -267,10 +274,16 @@ async function put(
     builder.add(cid.bytes, cid.multihash.digest, bytes)
   }
   flush()
-  const { size } = await writer.register(
-    { root, shards: [...shards, ...added], stored: Promise.all(storing) },
-    { signal }
-  )
+  const stored = Promise.all(storing)
+  const [{ size }] = await Promise.all([
+    writer.publishIndex(
+      { content: root, shards: [...unpublished, ...added], stored },
+      { signal }
+    ),
+    stored.then(() =>
+      writer.listUpload({ root, shards: [...shards, ...added] }, { signal })
+    ),
+  ])
   onUpload({ blocksUploaded: 0, bytesUploaded: size })
   reader.keep(blocks)
 }

@@ -17,6 +17,7 @@ import {
 } from './blob.ts'
 import { BlockOverlay } from './block-overlay.ts'
 import { IncompleteRepoError } from './errors.ts'
+import { IndexPublisher } from './index-publisher.ts'
 import type {
   AccountReader,
   Backup,
@@ -37,6 +38,7 @@ import type {
   Spool,
   Stage,
   Time,
+  UnknownLink,
 } from './interface.ts'
 import { Packer, type UploadCounts } from './packer.ts'
 import { readBase, recordBackup } from './record.ts'
@@ -203,6 +205,13 @@ export async function runBackup(
     has: (digest) =>
       (previous?.index.has(digest) ?? false) || resumed.known.has(digest),
   }
+  let root: UnknownLink = commit.cid
+  const indexes = new IndexPublisher({
+    writer: context.writer,
+    content: () => root,
+    signal,
+    onUpload,
+  })
   const packer = new Packer({
     writer: context.writer,
     journal,
@@ -211,6 +220,7 @@ export async function runBackup(
     shardSize: context.limits.shardSize,
     signal,
     onUpload,
+    onStored: (shard) => indexes.add(shard),
   })
   const blobs = new BlobBackup({
     ...context,
@@ -236,6 +246,7 @@ export async function runBackup(
       })
       spool = read.spool
       repo = read.repo
+      root = repo.root
       report({
         stage: 'verify',
         records: repo.records,
@@ -244,6 +255,7 @@ export async function runBackup(
     }
     // Nothing goes into the Space before the repository is verified.
     enter('blobs')
+    for (const shard of resumed.shards) indexes.add(shard)
     if (parts.includes('blobs')) blobs.start({ list: !sameCommit, since })
     if (repo) {
       for await (const { digest, bytes } of repo.blocks()) {
@@ -259,6 +271,7 @@ export async function runBackup(
     }
     enter('upload')
     const last = await packer.finish()
+    const unpublished = await indexes.finish()
 
     enter('record')
     const kind = previous ? 'incremental' : 'first'
@@ -274,6 +287,7 @@ export async function runBackup(
       parts: sameCommit ? previous.backup.parts : parts,
       notBefore: previous ? Date.parse(previous.timestamp) + 1 : 0,
       shards: [...resumed.shards, ...packer.shards],
+      unpublished,
       last,
       base,
       signal,
@@ -287,6 +301,7 @@ export async function runBackup(
     stop.abort(error)
     await blobs.settle()
     await packer.settle()
+    await indexes.settle()
     throw error
   } finally {
     await spool?.close()

@@ -72,27 +72,15 @@ export function createSpaceWriter(
       return location === undefined ? {} : { location }
     },
 
-    async register({ root, shards, stored }, { signal } = {}) {
+    async publishIndex(
+      { content, shards, stored = Promise.resolve() },
+      { signal } = {}
+    ) {
       // Awaited below; until then nobody may be listening.
       stored.catch(() => {})
-      const list = async () => {
-        await stored
-        await named('listing the upload', signal, () =>
-          Upload.add(
-            conf,
-            root,
-            shards.map(({ digest }) =>
-              Link.create(CAR_CODE, Digest.decode(digest))
-            ),
-            options(signal)
-          )
-        )
-      }
-      const listed = list()
-      listed.catch(() => {})
       let size = 0
       for (const group of groupsOf(shards)) {
-        const bytes = encodeShardedIndex(root, group, sha256)
+        const bytes = encodeShardedIndex(content, group, sha256)
         const digest = Digest.create(SHA2_256_CODE, digestOf(sha256, bytes))
         await Promise.all([
           stored,
@@ -105,8 +93,20 @@ export function createSpaceWriter(
         )
         size += bytes.length
       }
-      await listed
       return { size }
+    },
+
+    async listUpload({ root, shards }, { signal } = {}) {
+      await named('listing the upload', signal, () =>
+        Upload.add(
+          conf,
+          root,
+          shards.map(({ digest }) =>
+            Link.create(CAR_CODE, Digest.decode(digest))
+          ),
+          options(signal)
+        )
+      )
     },
   }
 }
