@@ -1,13 +1,12 @@
 import type { IndexedShard, SpaceWriter, UnknownLink } from './interface.ts'
 import type { UploadCounts } from './packer.ts'
 
-/** Slices that make it worth to publish an index before the run's end. */
-const MANY_SLICES = 8_000
-
 export interface IndexPublisherOptions {
   writer: SpaceWriter
   /** What the blocks belong to: the commit, once it is verified. */
   content: () => UnknownLink
+  /** Slices that are worth an index before the run's end. */
+  size: number
   onUpload: (counts: UploadCounts) => void
   signal?: AbortSignal
 }
@@ -31,7 +30,7 @@ export class IndexPublisher {
   add(shard: IndexedShard): void {
     this.#pending.push(shard)
     this.#slices += shard.slices.length
-    if (this.#slices < MANY_SLICES) return
+    if (this.#slices < this.#options.size) return
     const shards = this.#takePending()
     this.#published = this.#published
       .then(() => this.#publish(shards))

@@ -53,12 +53,15 @@ export interface BackupLimits {
   concurrentBlobs: number
   /** Size of the CARs that are put into the Space, in bytes. */
   shardSize: number
+  /** Slices of shards that make an index before the end of the run. */
+  indexSize: number
 }
 
 export const DEFAULT_LIMITS: BackupLimits = {
   maxBlobSize: 512 * 1024 * 1024,
   concurrentBlobs: 8,
   shardSize: 8 * 1024 * 1024,
+  indexSize: 8_000,
 }
 
 /** Reads of a repository that changes while it is read, before giving up. */
@@ -209,6 +212,7 @@ export async function runBackup(
   const indexes = new IndexPublisher({
     writer: context.writer,
     content: () => root,
+    size: context.limits.indexSize,
     signal,
     onUpload,
   })

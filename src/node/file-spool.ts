@@ -13,7 +13,7 @@ import type { Spool } from '../backup/interface.ts'
 import { createMemorySpool } from '../backup/spool.ts'
 
 /** What is smaller stays in memory, in bytes. */
-const MEMORY_SIZE = 2 * 1024 * 1024
+const MEMORY_SIZE = 512 * 1024
 const COPY_SIZE = 1024 * 1024
 /** Small writes are collected, in bytes: a write to a file costs a call. */
 const BUFFER_SIZE = 256 * 1024

@@ -174,6 +174,7 @@ function createPipeline(
     createSpool: () => createFileSpool(),
     createSha256: createNativeSha256,
     limits: {
+      ...DEFAULT_LIMITS,
       shardSize,
       maxBlobSize: config.maxBlobSize,
       concurrentBlobs: config.concurrentBlobs,

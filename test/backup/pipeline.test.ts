@@ -349,6 +349,61 @@ describe('the pipeline', () => {
     }
   })
 
+  describe('a run with many blocks', () => {
+    const small = () => ({
+      limits: {
+        ...owner.context.limits,
+        shardSize: 32 * KILOBYTE,
+        indexSize: 40,
+      },
+    })
+
+    it('publishes indexes while it stores shards', async () => {
+      await seedAccount(alice.agent, { posts: 300, blobs: [90_000, 80_000] })
+      const { writer } = owner.context
+      const contents: string[] = []
+      const watching = {
+        ...writer,
+        get requests() {
+          return writer.requests
+        },
+        publishIndex: async (
+          ...[index, options]: Parameters<typeof writer.publishIndex>
+        ) => {
+          contents.push(index.content.toString())
+          return writer.publishIndex(index, options)
+        },
+      }
+      const { commit, backup } = await owner.backUp(alice.did, {
+        with: { ...small(), writer: watching },
+      })
+      assert.ok(contents.length > 2)
+      assert.deepEqual([...new Set(contents)], [commit, backup])
+      await assertVerified()
+    })
+
+    it('fails when an index is refused', async () => {
+      await seedAccount(alice.agent, { posts: 300 })
+      const { writer } = owner.context
+      const failing = {
+        ...writer,
+        get requests() {
+          return writer.requests
+        },
+        publishIndex: async () => {
+          throw new Error('no index today')
+        },
+      }
+      await assert.rejects(
+        owner.backUp(alice.did, { with: { ...small(), writer: failing } }),
+        /no index today/
+      )
+      assert.equal(owner.clock.heads.length, 0)
+      await owner.backUp(alice.did, { with: small() })
+      await assertVerified()
+    })
+  })
+
   describe('a run that is interrupted', () => {
     const small = () => ({
       limits: { ...owner.context.limits, shardSize: 64 * KILOBYTE },
