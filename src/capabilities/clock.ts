@@ -57,6 +57,11 @@ export interface TooManyEvents extends Failure {
   name: 'TooManyEvents'
 }
 
+/** More events at the head than one event can replace: merge them first. */
+export interface TooManyHeads extends Failure {
+  name: 'TooManyHeads'
+}
+
 /** The service could not do it just now; the same call may succeed later. */
 export interface ServiceUnavailable extends Failure {
   name: 'ServiceUnavailable'
@@ -65,7 +70,11 @@ export interface ServiceUnavailable extends Failure {
 export type HeadFailure = ServiceUnavailable
 export type AdvanceSuccess = HeadSuccess
 export type AdvanceFailure =
-  InvalidEvent | MissingBlock | TooManyEvents | ServiceUnavailable
+  | InvalidEvent
+  | MissingBlock
+  | TooManyEvents
+  | TooManyHeads
+  | ServiceUnavailable
 
 export interface ClockService {
   head: ServiceMethod<ClockHead, HeadSuccess, HeadFailure>

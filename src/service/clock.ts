@@ -3,13 +3,16 @@ import { ok } from '@ucanto/core'
 import { provide } from '@ucanto/server'
 import { CID } from 'multiformats/cid'
 import { Clock } from '../capabilities/index.ts'
-import { decodeEvent } from '../space/index.ts'
-import type { ClockEvent } from '../stores/index.ts'
+import { decodeEvent, MAX_PARENTS } from '../space/index.ts'
+import { TooManyHeadsError, type ClockEvent } from '../stores/index.ts'
 import type { ServiceContext } from './context.ts'
 import { attachedBlocks, failure } from './invocation.ts'
 
 /** New events that one call may bring. */
 export const MAX_NEW_EVENTS = 256
+
+/** Events at the head of a clock: as many as one event can replace. */
+export const MAX_HEADS = MAX_PARENTS
 
 /** Handlers of `clock/*`. */
 export function createClockService({ stores }: ServiceContext) {
@@ -30,8 +33,15 @@ export function createClockService({ stores }: ServiceContext) {
         (events) => stores.clock.unknown(space, events)
       )
       if (collected.error) return collected
-      const head = await stores.clock.advance(space, collected.ok)
-      return ok({ head: links(head) })
+      try {
+        const head = await stores.clock.advance(space, collected.ok, {
+          maxHeads: MAX_HEADS,
+        })
+        return ok({ head: links(head) })
+      } catch (error) {
+        if (!(error instanceof TooManyHeadsError)) throw error
+        return failure('TooManyHeads', error.message)
+      }
     }),
   }
 }

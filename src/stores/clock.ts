@@ -1,6 +1,6 @@
 import type { Kysely } from 'kysely'
 import { inBatches, toBytes } from './rows.ts'
-import { UnknownParentError } from './errors.ts'
+import { TooManyHeadsError, UnknownParentError } from './errors.ts'
 import type { ClockEvent, ClockStore } from './interface.ts'
 import type { Tables } from './tables.ts'
 
@@ -13,10 +13,11 @@ export function createClockStore(db: Kysely<Tables>): ClockStore {
   return {
     head: (space) => readHead(db, space),
 
-    async advance(space, events) {
+    async advance(space, events, { maxHeads = Infinity } = {}) {
       return db.transaction().execute(async (transaction) => {
         await lockClock(transaction, space)
         const fresh = await selectFresh(transaction, space, events)
+        if (fresh.length === 0) return readHead(transaction, space)
         const replaced = new Set(fresh.flatMap(({ parents }) => parents))
         await inBatches(fresh, (batch) =>
           transaction
@@ -24,13 +25,15 @@ export function createClockStore(db: Kysely<Tables>): ClockStore {
             .values(batch.map(({ event, bytes }) => ({ space, event, bytes })))
             .execute()
         )
-        await inBatches([...replaced], (batch) =>
-          transaction
+        let removed = 0
+        await inBatches([...replaced], async (batch) => {
+          const { numDeletedRows } = await transaction
             .deleteFrom('heads')
             .where('space', '=', space)
             .where('event', 'in', batch)
-            .execute()
-        )
+            .executeTakeFirst()
+          removed += Number(numDeletedRows)
+        })
         const heads = fresh.filter(({ event }) => !replaced.has(event))
         await inBatches(heads, (batch) =>
           transaction
@@ -38,7 +41,15 @@ export function createClockStore(db: Kysely<Tables>): ClockStore {
             .values(batch.map(({ event }) => ({ space, event })))
             .execute()
         )
-        return readHead(transaction, space)
+        const head = await readHead(transaction, space)
+        // What replaces some of too many is a step in the right direction.
+        const before = head.length - heads.length + removed
+        if (head.length > maxHeads && head.length > before) {
+          throw new TooManyHeadsError(
+            `The clock of ${space} would have ${head.length} events at its head, and at most ${maxHeads} may stand there. Merge them first: advance with an event whose parents they are.`
+          )
+        }
+        return head
       })
     },
 

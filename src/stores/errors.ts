@@ -19,3 +19,8 @@ export class UnknownParentError extends Error {
 export class NewerSchemaError extends Error {
   override readonly name = 'NewerSchemaError'
 }
+
+/** The head of a clock would grow beyond its limit. */
+export class TooManyHeadsError extends Error {
+  override readonly name = 'TooManyHeadsError'
+}

@@ -27,10 +27,17 @@ export interface ClockStore {
    *
    * @param events - parents before children
    * @returns the head after the advance, sorted
+   * @param options.maxHeads - events that may stand at the head; an advance
+   *   that leaves more of them than this, and more than there were, is refused
    * @throws UnknownParentError when a parent is neither accepted nor
    *   among the events before its child
+   * @throws TooManyHeadsError
    */
-  advance(space: string, events: ClockEvent[]): Promise<string[]>
+  advance(
+    space: string,
+    events: ClockEvent[],
+    options?: { maxHeads?: number }
+  ): Promise<string[]>
 
   /** @returns those of the events that are not accepted, in their order */
   unknown(space: string, events: string[]): Promise<string[]>

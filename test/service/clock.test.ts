@@ -5,7 +5,7 @@ import * as raw from 'multiformats/codecs/raw'
 import { identity } from 'multiformats/hashes/identity'
 import * as MultiformatsLink from 'multiformats/link'
 import { Clock, connect } from '../../src/client/index.ts'
-import { MAX_NEW_EVENTS } from '../../src/service/clock.ts'
+import { MAX_HEADS, MAX_NEW_EVENTS } from '../../src/service/clock.ts'
 import { MAX_EVENT_SIZE, MAX_PARENTS } from '../../src/space/index.ts'
 import type { Block } from '../../src/space/interface.ts'
 import {
@@ -77,6 +77,20 @@ describe('clock handlers', () => {
   })
 
   describe('advance', () => {
+    it('takes no more heads than one event can replace', async () => {
+      const heads: Block[] = []
+      for (let i = 0; i < MAX_HEADS; i++) {
+        heads.push(await eventOf(`head ${i}`))
+        await advance(heads.at(-1)!)
+      }
+      const more = await advance(await eventOf('one more'))
+      assert.equal(more.error?.name, 'TooManyHeads')
+      assert.match(more.error.message, /Merge them first/)
+      assert.deepEqual(await head(), namesOf(...heads))
+      const merged = await eventOf('merged', heads)
+      assert.deepEqual(await advance(merged), { head: namesOf(merged) })
+    })
+
     it('makes an event the head', async () => {
       const first = await eventOf('first')
       assert.deepEqual(await advance(first), { head: namesOf(first) })

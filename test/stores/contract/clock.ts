@@ -48,6 +48,37 @@ export const clockStoreContract: Contract = {
     ])
   },
 
+  'a head that is full takes only what makes it smaller': async (
+    assert,
+    { clock }
+  ) => {
+    const limit = { maxHeads: 2 }
+    for (const name of ['a', 'b']) {
+      await clock.advance(alice, [eventOf(name)], limit)
+    }
+    await assert.rejects(clock.advance(alice, [eventOf('c')], limit), {
+      name: 'TooManyHeadsError',
+    })
+    assert.deepEqual(await clock.unknown(alice, ['c']), ['c'])
+    assert.deepEqual(await clock.advance(alice, [eventOf('a')], limit), [
+      'a',
+      'b',
+    ])
+    assert.deepEqual(await clock.advance(alice, [eventOf('d', 'a')], limit), [
+      'b',
+      'd',
+    ])
+    await clock.advance(alice, [eventOf('e')])
+    assert.deepEqual(
+      await clock.advance(alice, [eventOf('f', 'e')], { maxHeads: 1 }),
+      ['b', 'd', 'f']
+    )
+    assert.deepEqual(
+      await clock.advance(alice, [eventOf('g', 'b', 'd', 'f')], limit),
+      ['g']
+    )
+  },
+
   'an accepted event changes nothing when it comes again': async (
     assert,
     { clock }
