@@ -19,14 +19,17 @@
  */
 import type { BackupService } from './backup.ts'
 import type { ClockService } from './clock.ts'
+import type { RevocationService } from './revocation.ts'
 
 export * as Backup from './backup.ts'
 export * as Clock from './clock.ts'
+export * as Revocation from './revocation.ts'
 
 /** All that the service answers to. */
 export interface Service {
   backup: BackupService
   clock: ClockService
+  ucan: RevocationService
 }
 
 /** Abilities that `GET /` lists: those that can be invoked. */
@@ -35,6 +38,7 @@ export const ABILITIES = [
   'clock/advance',
   'backup/run',
   'backup/status',
+  'ucan/revoke',
 ] as const
 
 /**

@@ -19,6 +19,7 @@
  */
 export * as Backup from './backup.ts'
 export * as Clock from './clock.ts'
+export * as Revocation from './revocation.ts'
 export {
   connect,
   discover,

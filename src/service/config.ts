@@ -114,6 +114,21 @@ export const SETTINGS = {
     'URL',
     'where the upload service answers receipts'
   ),
+  revocationsUrl: setting(
+    directoryUrl.optional(),
+    'URL',
+    'where the upload service tells what was revoked (/revocations/ there, if left out)'
+  ),
+  revocationsPolicy: setting(
+    z.enum(['open', 'closed', 'off']).default('open'),
+    'POLICY',
+    'while the upload service does not tell what was revoked, proofs hold (open) or not (closed); off never asks it'
+  ),
+  revocationsMaxAge: setting(
+    integer(1, 86_400).default(300),
+    'SECONDS',
+    'how long an answer of the upload service about a proof holds'
+  ),
   gatewayUrls: setting(
     list
       .pipe(z.array(directoryUrl).min(1, 'must name at least one gateway'))
@@ -182,8 +197,12 @@ type Parsed = {
 }
 
 /** A service's configuration, checked and complete. */
-export interface ServiceConfig extends Omit<Parsed, 'keyFile'> {
+export interface ServiceConfig extends Omit<
+  Parsed,
+  'keyFile' | 'revocationsUrl'
+> {
   keyFile: string
+  revocationsUrl: URL
 }
 
 /** Some values cannot be used; the message has a line for each. */
@@ -254,6 +273,9 @@ export function readConfig(
   return {
     ...config,
     keyFile: config.keyFile ?? join(config.dataFolder, 'service.key'),
+    revocationsUrl:
+      config.revocationsUrl ??
+      new URL('/revocations/', config.uploadServiceUrl),
   }
 }
 

@@ -5,6 +5,7 @@ import type { BackupLimits, CreateSpool } from '../backup/index.ts'
 import type { CreateSha256 } from '../backup/sha256.ts'
 import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
 import type { Stores } from '../stores/index.ts'
+import type { Revocations } from './revocations.ts'
 import type { Runner } from './runner.ts'
 
 /** All that the handlers need of the world. */
@@ -14,6 +15,7 @@ export interface ServiceContext {
   /** The same key as `did:key`: the agent that acts in Spaces. */
   agent: Signer
   stores: Stores
+  revocations: Revocations
   runner: Pick<Runner, 'kick'>
   time: Time
   logger: Logger

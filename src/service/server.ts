@@ -14,6 +14,7 @@ import { createClockService } from './clock.ts'
 import type { ServiceContext } from './context.ts'
 import { InvalidBodyError, TooManySignaturesError } from './errors.ts'
 import { checkReadable, failure } from './invocation.ts'
+import { createRevocationService } from './revocations.ts'
 import { createValidation } from './validation.ts'
 
 /** Invocations that one request may bring. */
@@ -27,6 +28,7 @@ export function createService(context: ServiceContext) {
   return {
     clock: createClockService(context),
     backup: createBackupService(context),
+    ucan: createRevocationService(context),
   }
 }
 

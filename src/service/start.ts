@@ -16,9 +16,11 @@ import {
   createNativeSha256,
   loadKeyFile,
   PACKAGE,
+  parseVerifier,
   systemTime,
   withNativeSigning,
 } from '../node/index.ts'
+import { createRevocationReader } from '../storacha/index.ts'
 import { openStores } from '../stores/index.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
@@ -26,6 +28,7 @@ import { DataFolderError } from './errors.ts'
 import { createApp } from './http/app.ts'
 import { listen } from './http/listen.ts'
 import { createLogger } from './logger.ts'
+import { createRevocations } from './revocations.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
 
@@ -89,6 +92,20 @@ export async function startService(
     time,
     logger,
     authorities: config.trustedAuthorities,
+    revocations: createRevocations({
+      store: stores.revocations,
+      ...(config.revocationsPolicy === 'off'
+        ? { policy: 'open' }
+        : {
+            policy: config.revocationsPolicy,
+            reader: createRevocationReader(config.revocationsUrl, {
+              parseVerifier,
+            }),
+          }),
+      maxAge: config.revocationsMaxAge * 1000,
+      time,
+      logger,
+    }),
     runner: { kick: () => runner.kick() },
   }
   const server = await createServer(context)

@@ -1,5 +1,5 @@
 import { error, ok } from '@ucanto/core'
-import type { Delegation } from '@ucanto/interface'
+import type { Authorization, Delegation } from '@ucanto/interface'
 import { DIDResolutionError } from '@ucanto/validator'
 import { parseVerifier } from '../node/index.ts'
 import type { ServiceContext } from './context.ts'
@@ -10,7 +10,7 @@ const MAX_SIGNATURES = 500
 
 /**
  * How the proofs of one request are validated: which `did:web`s have which
- * keys, and who attests for `did:mailto` accounts.
+ * keys, who attests for `did:mailto` accounts, and what was revoked.
  *
  * @param proofs - what allows the configured authorities to attest
  */
@@ -19,7 +19,8 @@ export function createValidation(
     id,
     agent,
     authorities,
-  }: Pick<ServiceContext, 'id' | 'agent' | 'authorities'>,
+    revocations,
+  }: Pick<ServiceContext, 'id' | 'agent' | 'authorities' | 'revocations'>,
   proofs: Delegation[]
 ) {
   const keys = new Map<string, `did:key:${string}`>([
@@ -46,6 +47,7 @@ export function createValidation(
         ? ok([key])
         : error(new DIDResolutionError(did as `did:web:${string}`))
     },
-    validateAuthorization: () => ok({}),
+    validateAuthorization: (authorization: Authorization) =>
+      revocations.check(authorization),
   }
 }

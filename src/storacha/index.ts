@@ -12,3 +12,8 @@ export {
 } from './connection.ts'
 export { createSpaceReader } from './space-reader.ts'
 export { createSpaceWriter, type SpaceAuthority } from './space-writer.ts'
+export {
+  createRevocationReader,
+  RevocationsUnavailableError,
+  type RevocationReader,
+} from './revocations.ts'

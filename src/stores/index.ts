@@ -4,6 +4,7 @@ import type { Stores } from './interface.ts'
 import { createJournalStore } from './journal.ts'
 import { openPostgres } from './postgres.ts'
 import { createReceiptStore } from './receipts.ts'
+import { createRevocationStore } from './revocations.ts'
 import { createRunStore } from './runs.ts'
 import { openSqlite } from './sqlite.ts'
 
@@ -38,6 +39,7 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
     runs: createRunStore(db),
     receipts: createReceiptStore(db),
     journal: createJournalStore(db),
+    revocations: createRevocationStore(db),
     async ping() {
       await sql`select 1`.execute(db)
     },

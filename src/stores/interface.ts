@@ -12,6 +12,7 @@ export interface Stores extends AsyncDisposable {
   runs: RunStore
   receipts: ReceiptStore
   journal: JournalStore
+  revocations: RevocationStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -54,6 +55,31 @@ export interface ClockEvent {
   parents: string[]
   /** The block that the CID is of. */
   bytes: Uint8Array
+}
+
+/** Somebody took a delegation back. */
+export interface Revocation {
+  /** CID of the delegation. */
+  delegation: string
+  /** DID of who revoked it. */
+  revoker: string
+  /** CAR of the invocation that revoked it. */
+  cause: Uint8Array
+  /** Unix milliseconds. */
+  created: number
+}
+
+/** Revocations. They are only ever added: what is revoked stays revoked. */
+export interface RevocationStore {
+  add(revocation: Revocation): Promise<void>
+
+  /**
+   * @param delegations - CIDs
+   * @returns the revocations of these, in no order
+   */
+  find(
+    delegations: string[]
+  ): Promise<Pick<Revocation, 'delegation' | 'revoker'>[]>
 }
 
 /** What somebody asked to be backed up. */

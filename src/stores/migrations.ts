@@ -86,4 +86,17 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0002-revocations': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('revocations')
+        .addColumn('delegation', 'text', (column) => column.notNull())
+        .addColumn('revoker', 'text', (column) => column.notNull())
+        .addColumn('cause', bytes, (column) => column.notNull())
+        .addColumn('created', 'bigint', (column) => column.notNull())
+        .addPrimaryKeyConstraint('revocations_key', ['delegation', 'revoker'])
+        .execute()
+    },
+  },
 }

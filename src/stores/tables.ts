@@ -7,6 +7,12 @@ export interface Tables {
   heads: { space: string; event: string }
   runs: RunRow
   receipts: { task: string; bytes: Uint8Array }
+  revocations: {
+    delegation: string
+    revoker: string
+    cause: Uint8Array
+    created: number
+  }
   journal: {
     space: string
     account: string

@@ -11,6 +11,7 @@ import {
   Backup,
   BACKUP_ABILITIES,
   Clock,
+  Revocation,
 } from '../../src/capabilities/index.ts'
 
 const CAPABILITIES = {
@@ -21,6 +22,7 @@ const CAPABILITIES = {
   'clock/*': Clock.clock,
   'backup/*': Backup.backup,
   'backup/perform': Backup.perform,
+  'ucan/revoke': Revocation.revoke,
 }
 
 const ACCOUNT = 'did:plc:ewvi7nxzyoun6zhxrhs64oiz'
@@ -81,6 +83,7 @@ describe('capabilities', () => {
   const nbOf: Partial<Record<string, Nb>> = {
     'clock/advance': { event: ONE },
     'backup/run': { account: ACCOUNT },
+    'ucan/revoke': { ucan: ONE },
   }
 
   describe('that cover others', () => {
@@ -95,6 +98,8 @@ describe('capabilities', () => {
       'space/*': [],
       'upload/*': [],
       'clock/advance/*': [],
+      'ucan/*': ['ucan/revoke'],
+      'ucan/revoke': ['ucan/revoke'],
     }
     for (const [delegated, covered] of Object.entries(covers)) {
       for (const can of ABILITIES) {

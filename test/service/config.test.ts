@@ -105,6 +105,15 @@ const GOOD: Record<
   concurrentRuns: { unset: 4, reads: { '1': 1, '1000': 1000 } },
   concurrentBlobs: { unset: DEFAULT_LIMITS.concurrentBlobs, reads: { '3': 3 } },
   drainTimeout: { unset: 20, reads: { '0': 0, '3600': 3600 } },
+  revocationsUrl: {
+    unset: 'https://up.storacha.network/revocations/',
+    reads: { 'https://up.example/revoked': 'https://up.example/revoked/' },
+  },
+  revocationsPolicy: {
+    unset: 'open',
+    reads: { open: 'open', closed: 'closed', off: 'off' },
+  },
+  revocationsMaxAge: { unset: 300, reads: { '1': 1, '86400': 86_400 } },
   logLevel: { unset: 'info', reads: { debug: 'debug', silent: 'silent' } },
 }
 
@@ -141,6 +150,9 @@ const BAD: Record<SettingName, string[]> = {
   concurrentRuns: [...NUMBERS, '0', '1001'],
   concurrentBlobs: [...NUMBERS, '0', '101'],
   drainTimeout: [...NUMBERS, '3601'],
+  revocationsUrl: URLS,
+  revocationsPolicy: ['on', 'OPEN'],
+  revocationsMaxAge: [...NUMBERS, '0', '86401'],
   logLevel: ['loud', 'INFO'],
 }
 

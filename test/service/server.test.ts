@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { delegate, invoke, Message } from '@ucanto/core'
+import { delegate, invoke, Message, ok } from '@ucanto/core'
 import type { Delegation, Invocation, Signer } from '@ucanto/interface'
 import { Absentee, ed25519 } from '@ucanto/principal'
 import * as dagCBOR from '@ipld/dag-cbor'
@@ -51,6 +51,7 @@ describe('server of invocations', () => {
     time: systemTime,
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],
+    revocations: { check: async () => ok({}) },
   })
 
   const invocationOf = (can: string, options: object = {}) =>

@@ -8,6 +8,7 @@ import type { TestDatabase } from './contract/contract.ts'
 import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
+import { revocationStoreContract } from './contract/revocations.ts'
 import { runStoreContract } from './contract/runs.ts'
 import { alice, eventOf, requestOf } from './contract/samples.ts'
 import { sharedStoresContract } from './contract/shared.ts'
@@ -47,6 +48,7 @@ describe('stores on PostgreSQL', () => {
   describe('clock', () => bind(clockStoreContract, createSchema))
   describe('runs', () => bind(runStoreContract, createSchema))
   describe('receipts', () => bind(receiptStoreContract, createSchema))
+  describe('revocations', () => bind(revocationStoreContract, createSchema))
   describe('journal', () => bind(journalStoreContract, createSchema))
   describe('shared', () => bindShared(sharedStoresContract, createSchema))
   describe('processes', () => bindShared(processesContract, createSchema))

@@ -22,6 +22,7 @@ import type { TestDatabase } from './contract/contract.ts'
 import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
+import { revocationStoreContract } from './contract/revocations.ts'
 import { runStoreContract } from './contract/runs.ts'
 import { alice, eventOf } from './contract/samples.ts'
 import { sharedStoresContract } from './contract/shared.ts'
@@ -53,6 +54,8 @@ describe('stores on SQLite', () => {
       describe('clock', () => bind(clockStoreContract, createDatabase))
       describe('runs', () => bind(runStoreContract, createDatabase))
       describe('receipts', () => bind(receiptStoreContract, createDatabase))
+      describe('revocations', () =>
+        bind(revocationStoreContract, createDatabase))
       describe('journal', () => bind(journalStoreContract, createDatabase))
     })
   }
