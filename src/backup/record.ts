@@ -11,7 +11,6 @@ import {
   putAll,
 } from '../space/index.ts'
 import type { BlockOverlay } from './block-overlay.ts'
-import { ClockError } from './errors.ts'
 import type {
   Backup,
   Block,
@@ -57,10 +56,18 @@ export async function readBase(
   clock: Clock,
   overlay: BlockOverlay,
   time: Time,
-  signal: AbortSignal
+  signal: AbortSignal,
+  onWarning?: BackupContext['onWarning']
 ): Promise<Base> {
   const read = time.now()
   const merged = await mergeHeads(overlay, await clock.head({ signal }))
+  signal.throwIfAborted()
+  for (const { head, error } of merged.unreadable) {
+    onWarning?.(
+      `the event ${head} at the head of the clock cannot be read; it is left in place`,
+      error
+    )
+  }
   overlay.put(merged.additions)
   return { ...merged, read }
 }
@@ -96,7 +103,7 @@ export interface NewBackup {
  * Puts the backup's metadata into the Space and advances the clock to it. When
  * other agents moved the head meanwhile, merges with them.
  *
- * @throws {@link ClockError} when the clock does not take the event
+ * @throws {@link BackupError} when the Space or the clock takes no more
  */
 export async function recordBackup(
   context: BackupContext,
@@ -113,7 +120,7 @@ export async function recordBackup(
   const base =
     time.now() - found.base.read < FRESH_BASE_MS
       ? found.base
-      : await readBase(clock, overlay, time, signal)
+      : await readBase(clock, overlay, time, signal, context.onWarning)
   const timestamp = new Date(
     Math.max(time.now(), found.notBefore)
   ).toISOString()
@@ -132,7 +139,9 @@ export async function recordBackup(
   for (let merge = 0; heads.length > 1 && merge < MAX_MERGES; merge++) {
     await time.sleep(MERGE_BACKOFF_MS * 2 ** merge * Math.random(), signal)
     try {
-      heads = await mergeInto(context, found, block.cid, heads)
+      const merged = await mergeInto(context, found, block.cid, heads)
+      if (!merged) break
+      heads = merged
     } catch (error) {
       // The backup is in the clock. What could not be merged now, as with a
       // head that nobody can read, is left in place for the next agent.
@@ -143,16 +152,18 @@ export async function recordBackup(
   return { backup: { timestamp, link: block.cid, value }, event }
 }
 
+/** @returns the head, unless there is nothing to merge */
 async function mergeInto(
   context: BackupContext,
   found: NewBackup,
   root: UnknownLink,
   heads: EventLink[]
-): Promise<EventLink[]> {
+): Promise<EventLink[] | undefined> {
   const { overlay, signal } = found
   const merged = await mergeHeads(overlay, heads)
-  if (!merged.state)
-    throw new ClockError('the heads of the clock have no state')
+  signal.throwIfAborted()
+  // The others cannot be read: they are left for an agent that can.
+  if (!merged.state || merged.heads.length < 2) return undefined
   const event = await createEvent(merged.state, merged.heads)
   const metadata = [...merged.additions, event]
   overlay.put(metadata)

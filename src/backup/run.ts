@@ -156,7 +156,7 @@ export async function runBackup(
   const overlay = new BlockOverlay(reader)
   const [identity, base] = await Promise.all([
     context.identities.resolve(request.account, { signal }),
-    readBase(clock, overlay, time, signal),
+    readBase(clock, overlay, time, signal, context.onWarning),
   ])
   const latest = await latestBackup(overlay, base.state, identity.did)
   enter('read')

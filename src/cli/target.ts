@@ -41,7 +41,15 @@ export interface SpaceView {
 export async function viewSpace(session: Session): Promise<SpaceView> {
   const clock = await session.clock()
   const head = await clock.head()
-  const { state, additions } = await mergeHeads(session.reader, head)
+  const { state, additions, unreadable } = await mergeHeads(
+    session.reader,
+    head
+  )
+  for (const { head, error } of unreadable) {
+    session.warn(
+      `the event ${head} at the head of the clock cannot be read, so what it says is left out: ${error.message}`
+    )
+  }
   // A state that was merged just now is in no Space yet.
   const merged = new Map(
     additions.map((block) => [block.cid.toString(), block])

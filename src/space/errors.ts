@@ -31,6 +31,13 @@ export class MissingBlockError extends Error {
 /** One of the states to merge could not be read; `cause` says why. */
 export class UnreadableStateError extends Error {
   override readonly name = 'UnreadableStateError'
+  /** CID of the state. */
+  readonly state: string
+
+  constructor(message: string, options: ErrorOptions & { state: string }) {
+    super(message, options)
+    this.state = options.state
+  }
 }
 
 /** The state has no such account. */

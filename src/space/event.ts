@@ -1,6 +1,7 @@
 import * as dagCbor from '@ipld/dag-cbor'
 import { compareBytes } from './bytes.ts'
 import { createCodec } from './codec.ts'
+import { UnreadableStateError } from './errors.ts'
 import type {
   Block,
   BlockFetcher,
@@ -64,11 +65,22 @@ export interface MergedHeads {
   /** Blocks of the state that are not in the Space yet. */
   additions: Block[]
   /**
-   * Parents of the next event: the head, sorted, of which at most
-   * {@link MAX_PARENTS}. The state includes the others too, so that the events
-   * after it can replace them.
+   * Parents of the next event: the heads that were read, sorted, of which at
+   * most {@link MAX_PARENTS}. The state includes the others too, so that the
+   * events after it can replace them.
    */
   heads: EventLink[]
+  /**
+   * Heads whose event or state cannot be read or decoded. They are not in the
+   * state and stay at the head of the clock, for an agent that can read them.
+   */
+  unreadable: UnreadableHead[]
+}
+
+/** A head of a clock, and why it cannot be read. */
+export interface UnreadableHead {
+  head: EventLink
+  error: Error
 }
 
 /**
@@ -76,26 +88,57 @@ export interface MergedHeads {
  * same head gets the same answer, whatever its order.
  *
  * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
- *   {@link UnreadableStateError}
+ *   {@link UnreadableStateError} when not one of the heads can be read
  */
 export async function mergeHeads(
   fetcher: BlockFetcher,
   heads: EventLink[]
 ): Promise<MergedHeads> {
   const unique = sortedUnique(heads)
-  const states: Link<State>[] = []
+  const unreadable: UnreadableHead[] = []
+  let readable: { head: EventLink; state: Link<State> }[] = []
   for (let i = 0; i < unique.length; i += CONCURRENCY) {
-    const events = await Promise.all(
-      unique.slice(i, i + CONCURRENCY).map((head) => readEvent(fetcher, head))
+    await Promise.all(
+      unique.slice(i, i + CONCURRENCY).map(async (head) => {
+        try {
+          const { data } = await readEvent(fetcher, head)
+          readable.push({ head, state: data })
+        } catch (error) {
+          unreadable.push({ head, error: error as Error })
+        }
+      })
     )
-    states.push(...events.map(({ data }) => data))
   }
-  const parents = unique.slice(0, MAX_PARENTS)
-  if (states.length === 0) {
-    return { state: undefined, additions: [], heads: parents }
+  for (;;) {
+    const [first] = unreadable
+    if (readable.length === 0 && first) throw first.error
+    const order = sortedUnique(readable.map(({ head }) => head))
+    if (readable.length === 0) {
+      return { state: undefined, additions: [], heads: order, unreadable }
+    }
+    try {
+      const { root, additions } = await mergeStates(
+        fetcher,
+        readable.map(({ state }) => state)
+      )
+      return {
+        state: root,
+        additions,
+        heads: order.slice(0, MAX_PARENTS),
+        unreadable: unreadable.sort((a, b) =>
+          compareBytes(a.head.bytes, b.head.bytes)
+        ),
+      }
+    } catch (error) {
+      if (!(error instanceof UnreadableStateError)) throw error
+      const isBad = ({ state }: { state: Link<State> }) =>
+        state.toString() === error.state
+      unreadable.push(
+        ...readable.filter(isBad).map(({ head }) => ({ head, error }))
+      )
+      readable = readable.filter((each) => !isBad(each))
+    }
   }
-  const { root, additions } = await mergeStates(fetcher, states)
-  return { state: root, additions, heads: parents }
 }
 
 function parents(value: unknown, path: string): EventLink[] {

@@ -84,7 +84,7 @@ function readerOf(fetcher: BlockFetcher, state: Link<State>): Read {
     } catch (cause) {
       throw new UnreadableStateError(
         `State ${state.toString()} cannot be merged: ${(cause as Error).message}`,
-        { cause }
+        { cause, state: state.toString() }
       )
     }
   }

@@ -188,6 +188,23 @@ describe('the pipeline', () => {
       assert.equal(owner.clock.heads.length, 1)
     })
 
+    it('leaves a head in place that it cannot read, and says so', async () => {
+      await seedAccount(alice.agent, { posts: 3 })
+      await owner.backUp(alice.did)
+      const bad = CID.parse(
+        'bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy'
+      ) as never
+      owner.clock.heads.push(bad)
+      const before = owner.clock.advances
+      await alice.agent.post({ text: 'more' })
+      const { kind } = await owner.backUp(alice.did)
+      assert.equal(kind, 'incremental')
+      assert.equal(owner.clock.advances, before + 1)
+      assert.equal(owner.clock.heads.length, 2)
+      assert.ok(owner.clock.heads.includes(bad))
+      assert.ok(owner.warnings.some((warning) => warning.includes(`${bad}`)))
+    })
+
     it('reads a backup back in few requests', async () => {
       await seedAccount(alice.agent, { posts: 1500 })
       await owner.backUp(alice.did)

@@ -26,6 +26,7 @@ describe('mergeHeads', () => {
       state: undefined,
       additions: [],
       heads: [],
+      unreadable: [],
     })
   })
 
@@ -86,6 +87,31 @@ describe('mergeHeads', () => {
       assert.match(error.message, new RegExp(`Event ${missing.toString()}`))
       return true
     })
+  })
+
+  it('leaves heads in place that cannot be read, and merges the others', async () => {
+    const heads = await headsOf(3)
+    const good = await mergeHeads(blocks, heads)
+    const missing = await linkOf<never>('event')
+    const nonsense = await eventOf(await linkOf<State>('state'))
+    for (const order of [
+      [missing, ...heads, nonsense],
+      [nonsense, ...heads.toReversed(), missing],
+    ]) {
+      const merged = await mergeHeads(blocks, order)
+      assert.equal(merged.state?.toString(), good.state?.toString())
+      assert.deepEqual(text(merged.heads), text(good.heads))
+      assert.deepEqual(
+        text(merged.unreadable.map(({ head }) => head)),
+        text([missing, nonsense]).sort()
+      )
+      assert.deepEqual(
+        new Set(merged.unreadable.map(({ error }) => error.name)),
+        new Set(['MissingBlockError', 'UnreadableStateError'])
+      )
+    }
+    const alone = await mergeHeads(blocks, [heads[0]!, missing])
+    assert.deepEqual(text(alone.heads), text([heads[0]!]))
   })
 
   it('agrees with mergeStates', async () => {
