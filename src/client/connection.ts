@@ -118,7 +118,8 @@ export class ServiceUnreachableError extends Error {
   override readonly name = 'ServiceUnreachableError'
 }
 
-async function send(
+/** @throws {@link ServiceUnreachableError} unless the answer is a success */
+export async function send(
   fetch: typeof globalThis.fetch,
   url: URL,
   init: RequestInit

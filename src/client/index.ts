@@ -20,6 +20,7 @@
 export * as Backup from './backup.ts'
 export * as Clock from './clock.ts'
 export * as Revocation from './revocation.ts'
+export { watch, WatchRefusedError } from './watch.ts'
 export {
   connect,
   discover,

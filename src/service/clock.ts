@@ -15,7 +15,10 @@ export const MAX_NEW_EVENTS = 256
 export const MAX_HEADS = MAX_PARENTS
 
 /** Handlers of `clock/*`. */
-export function createClockService({ stores }: ServiceContext) {
+export function createClockService({
+  stores,
+  watchers,
+}: Pick<ServiceContext, 'stores' | 'watchers'>) {
   return {
     head: provide(Clock.head, async ({ capability }) => ({
       ok: { head: links(await stores.clock.head(capability.with)) },
@@ -37,6 +40,7 @@ export function createClockService({ stores }: ServiceContext) {
         const head = await stores.clock.advance(space, collected.ok, {
           maxHeads: MAX_HEADS,
         })
+        if (collected.ok.length > 0) watchers.notify(space)
         return ok({ head: links(head) })
       } catch (error) {
         if (!(error instanceof TooManyHeadsError)) throw error

@@ -7,6 +7,7 @@ import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
 import type { Stores } from '../stores/index.ts'
 import type { Revocations } from './revocations.ts'
 import type { Runner } from './runner.ts'
+import type { Watchers } from './watchers.ts'
 
 /** All that the handlers need of the world. */
 export interface ServiceContext {
@@ -16,6 +17,7 @@ export interface ServiceContext {
   agent: Signer
   stores: Stores
   revocations: Revocations
+  watchers: Watchers
   runner: Pick<Runner, 'kick'>
   time: Time
   logger: Logger

@@ -31,6 +31,7 @@ import { createLogger } from './logger.ts'
 import { createRevocations } from './revocations.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
+import { createWatchers } from './watchers.ts'
 
 /** A service that listens. Disposing of it drains and stops it. */
 export interface RunningService extends AsyncDisposable {
@@ -106,6 +107,7 @@ export async function startService(
       time,
       logger,
     }),
+    watchers: createWatchers(),
     runner: { kick: () => runner.kick() },
   }
   const server = await createServer(context)
@@ -117,9 +119,9 @@ export async function startService(
     connection: () => connect({ id, codec: CAR.outbound, channel }),
     concurrency: config.concurrentRuns,
   })
-  let draining = false
+  const stopping = new AbortController()
   resources.defer(() => {
-    draining = true
+    stopping.abort()
     return runner.drain(config.drainTimeout * 1000)
   })
   const app = createApp({
@@ -133,7 +135,8 @@ export async function startService(
     stores,
     logger,
     maxBodySize: config.maxBodySize,
-    isDraining: () => draining,
+    watch: { watchers: context.watchers, time, stopping: stopping.signal },
+    isDraining: () => stopping.signal.aborted,
   })
   handle = (request) => app.fetch(request)
 

@@ -14,6 +14,7 @@ import {
   MAX_INVOCATIONS,
   type InvocationServer,
 } from '../../src/service/server.ts'
+import { createWatchers } from '../../src/service/watchers.ts'
 import { systemTime } from '../../src/node/index.ts'
 import { openStores, type Stores } from '../../src/stores/index.ts'
 import {
@@ -51,6 +52,7 @@ describe('server of invocations', () => {
     time: systemTime,
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],
+    watchers: createWatchers(),
     revocations: { check: async () => ok({}) },
   })
 

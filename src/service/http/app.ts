@@ -9,6 +9,7 @@ import { InvalidBodyError } from '../errors.ts'
 import type { InvocationServer } from '../server.ts'
 import { BodyTooLargeError, readBody } from './read-body.ts'
 import { verifyBlocks } from './verify-blocks.ts'
+import { watchClock, type WatchContext } from './watch.ts'
 
 const CAR_TYPE = 'application/vnd.ipld.car'
 /** Browsers may keep the answer to a preflight for a day, in seconds. */
@@ -23,6 +24,7 @@ export interface AppContext {
   logger: Logger
   /** Largest request body, in bytes. */
   maxBodySize: number
+  watch: Pick<WatchContext, 'watchers' | 'time' | 'stopping'>
   /** Whether the service takes no more work. */
   isDraining: () => boolean
 }
@@ -99,6 +101,26 @@ export function createApp(context: AppContext): Hono {
       ],
     })
   )
+
+  app.get('/clock/:space/events', async (c) => {
+    const answer = await watchClock(
+      { server, ...context.watch },
+      c.req.param('space'),
+      c.req.header('authorization')
+    )
+    if (answer instanceof ReadableStream) {
+      return c.body(answer, 200, {
+        'content-type': 'text/event-stream',
+        'cache-control': 'no-store',
+        // Proxies would keep events until they have enough of them.
+        'x-accel-buffering': 'no',
+      })
+    }
+    const { status, name, message } = answer
+    if (status === 401) c.header('www-authenticate', 'UCAN')
+    if (status === 503) c.header('retry-after', `${RETRY_AFTER}`)
+    return c.json(problem(name, message), status)
+  })
 
   app.get('/receipt/:task', async (c) => {
     const task = parseCID(c.req.param('task'))

@@ -14,6 +14,8 @@ import pino from 'pino'
 import { Clock as Capabilities } from '../../../src/capabilities/index.ts'
 import { Clock } from '../../../src/client/index.ts'
 import { createApp, type AppContext } from '../../../src/service/http/app.ts'
+import { systemTime } from '../../../src/node/index.ts'
+import { createWatchers } from '../../../src/service/watchers.ts'
 import { PACKAGE } from '../../../src/node/index.ts'
 import {
   allow,
@@ -483,6 +485,11 @@ describe('HTTP edge', () => {
         agent: service.agent,
       },
       server: { request: () => assert.fail() },
+      watch: {
+        watchers: createWatchers(),
+        time: systemTime,
+        stopping: new AbortController().signal,
+      },
       stores: {
         ping: () => assert.fail(),
         receipts: { get: () => assert.fail(), put: () => assert.fail() },
