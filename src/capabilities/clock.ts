@@ -62,6 +62,11 @@ export interface TooManyHeads extends Failure {
   name: 'TooManyHeads'
 }
 
+/** The Space has no storage provider, as far as the service can find out. */
+export interface SpaceNotProvisioned extends Failure {
+  name: 'SpaceNotProvisioned'
+}
+
 /** The service could not do it just now; the same call may succeed later. */
 export interface ServiceUnavailable extends Failure {
   name: 'ServiceUnavailable'
@@ -74,6 +79,7 @@ export type AdvanceFailure =
   | MissingBlock
   | TooManyEvents
   | TooManyHeads
+  | SpaceNotProvisioned
   | ServiceUnavailable
 
 export interface ClockService {

@@ -41,6 +41,9 @@ export const ABILITIES = [
   'ucan/revoke',
 ] as const
 
+/** Ability of Storacha by which a service asks whether a Space has a provider. */
+export const SPACE_INFO = 'space/info'
+
 /**
  * What a service needs in a Space to back an account up into it: these are
  * Storacha's and the clock's, and are delegated to the service's `did:key`.

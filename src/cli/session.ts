@@ -10,6 +10,7 @@ import {
   type SafeFetch,
 } from '../atproto/index.ts'
 import type { Clock, IdentityResolver, SpaceReader } from '../backup/index.ts'
+import { SPACE_INFO } from '../capabilities/index.ts'
 import { createClock } from '../client/clock.ts'
 import {
   connect,
@@ -156,11 +157,16 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
       const space = session.space()
       const local = (await session.stores()).clock
       if (!config.serviceUrl) return createLocalClock(local, space)
-      const { connection } = await session.service()
+      const { connection, info } = await session.service()
       const authority = {
+        agent: info.agent,
         issuer: client.agent.issuer,
         with: space,
-        proofs: proofsFor(client, space, ['clock/head', 'clock/advance']),
+        proofs: proofsFor(client, space, [
+          'clock/head',
+          'clock/advance',
+          SPACE_INFO,
+        ]),
       }
       await pushLocalClock(local, authority, connection)
       return explained(createClock(authority, { connection }))

@@ -4,10 +4,14 @@
  * @packageDocumentation
  */
 import type { Block, Link } from '@ucanto/interface'
+import { delegate, DID } from '@ucanto/core'
 import { ClockError } from '../backup/errors.ts'
 import type { Clock as SpaceClock, EventLink } from '../backup/interface.ts'
-import { Clock } from '../capabilities/index.ts'
+import { Clock, SPACE_INFO } from '../capabilities/index.ts'
 import type { InvocationConfig, InvocationOptions } from './connection.ts'
+
+/** Seconds for which a service may ask about the Space. */
+const INFO_LIFETIME = 60 * 60
 
 /** Asks for the events at the head of the clock. */
 export async function head(
@@ -34,7 +38,7 @@ export async function head(
  *   the clock may not know, and what else should go along
  */
 export async function advance(
-  { issuer, audience, with: space, proofs }: InvocationConfig,
+  { issuer, audience, with: space, proofs = [], agent }: InvocationConfig,
   event: Link,
   {
     connection,
@@ -43,6 +47,18 @@ export async function advance(
     nonce,
   }: InvocationOptions & { blocks: Block[] }
 ) {
+  const info =
+    agent === undefined
+      ? undefined
+      : await delegate({
+          issuer,
+          audience: DID.parse(agent),
+          capabilities: [{ can: SPACE_INFO, with: space }],
+          expiration:
+            expiration ?? Math.floor(Date.now() / 1000) + INFO_LIFETIME,
+          proofs,
+        })
+  const attached = [...blocks, ...(info ? info.export() : [])]
   const invocation = Clock.advance.invoke({
     issuer,
     audience: audience ?? connection.id,
@@ -50,11 +66,16 @@ export async function advance(
     proofs,
     nb: { event },
     // Links in the facts make the blocks part of the invocation.
-    facts: [Object.fromEntries(blocks.map(({ cid }) => [cid.toString(), cid]))],
+    facts: [
+      {
+        ...Object.fromEntries(attached.map(({ cid }) => [cid.toString(), cid])),
+        ...(info ? { [SPACE_INFO]: info.cid } : {}),
+      },
+    ],
     ...(expiration === undefined ? {} : { expiration }),
     ...(nonce === undefined ? {} : { nonce }),
   })
-  for (const block of blocks) invocation.attach(block)
+  for (const block of attached) invocation.attach(block)
   const receipt = await invocation.execute(connection)
   return receipt.out
 }

@@ -63,6 +63,12 @@ export interface InvocationConfig {
   proofs?: Proof[]
   /** Who is asked; the service of the connection, if left out. */
   audience?: Principal
+  /**
+   * `did:key` of the service's agent, as {@link discover} tells it. With it a
+   * service can find out by itself that the Space has a storage provider,
+   * before it keeps its clock.
+   */
+  agent?: string
 }
 
 /** Where an invocation goes, and for how long it is valid. */

@@ -18,7 +18,8 @@ export const MAX_HEADS = MAX_PARENTS
 export function createClockService({
   stores,
   watchers,
-}: Pick<ServiceContext, 'stores' | 'watchers'>) {
+  provisioning,
+}: Pick<ServiceContext, 'stores' | 'watchers' | 'provisioning'>) {
   return {
     head: provide(Clock.head, async ({ capability }) => ({
       ok: { head: links(await stores.clock.head(capability.with)) },
@@ -30,6 +31,8 @@ export function createClockService({
      */
     advance: provide(Clock.advance, async ({ capability, invocation }) => {
       const space = capability.with
+      const admitted = await provisioning.check(space, invocation)
+      if (admitted.error) return admitted
       const collected = await collectEvents(
         CID.parse(capability.nb.event.toString()),
         invocation,

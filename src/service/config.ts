@@ -129,6 +129,16 @@ export const SETTINGS = {
     'SECONDS',
     'how long an answer of the upload service about a proof holds'
   ),
+  provisioningPolicy: setting(
+    z.enum(['require', 'warn', 'off']).default('require'),
+    'POLICY',
+    'clocks of Spaces without a storage provider are refused (require), logged (warn) or not looked at (off)'
+  ),
+  provisioningMaxAge: setting(
+    integer(1, 31_536_000).default(86_400),
+    'SECONDS',
+    'how long the upload service is believed that a Space has a provider'
+  ),
   gatewayUrls: setting(
     list
       .pipe(z.array(directoryUrl).min(1, 'must name at least one gateway'))

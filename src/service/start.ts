@@ -20,7 +20,11 @@ import {
   systemTime,
   withNativeSigning,
 } from '../node/index.ts'
-import { createRevocationReader } from '../storacha/index.ts'
+import {
+  connectUploadService,
+  createRevocationReader,
+  type RetryPolicy,
+} from '../storacha/index.ts'
 import { openStores } from '../stores/index.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
@@ -28,10 +32,19 @@ import { DataFolderError } from './errors.ts'
 import { createApp } from './http/app.ts'
 import { listen } from './http/listen.ts'
 import { createLogger } from './logger.ts'
+import { createProvisioning } from './provisioning.ts'
 import { createRevocations } from './revocations.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
 import { createWatchers } from './watchers.ts'
+
+/** Somebody waits for the answer: it must not take long. */
+const ASKING_POLICY: RetryPolicy = {
+  retries: 1,
+  minDelay: 200,
+  timeout: 10_000,
+  receiptTimeout: 10_000,
+}
 
 /** A service that listens. Disposing of it drains and stops it. */
 export interface RunningService extends AsyncDisposable {
@@ -108,6 +121,23 @@ export async function startService(
       logger,
     }),
     watchers: createWatchers(),
+    provisioning: createProvisioning({
+      store: stores.spaces,
+      agent,
+      connect: () =>
+        connectUploadService(
+          {
+            url: config.uploadServiceUrl,
+            did: config.uploadServiceDid,
+            receiptsUrl: config.receiptsUrl,
+          },
+          { policy: ASKING_POLICY }
+        ),
+      policy: config.provisioningPolicy,
+      maxAge: config.provisioningMaxAge * 1000,
+      time,
+      logger,
+    }),
     runner: { kick: () => runner.kick() },
   }
   const server = await createServer(context)

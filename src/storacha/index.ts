@@ -9,6 +9,7 @@ export {
   type Fetch,
   type RetryPolicy,
   type UploadServiceConfig,
+  type UploadServiceConnection,
 } from './connection.ts'
 export { createSpaceReader } from './space-reader.ts'
 export { createSpaceWriter, type SpaceAuthority } from './space-writer.ts'

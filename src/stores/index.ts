@@ -6,6 +6,7 @@ import { openPostgres } from './postgres.ts'
 import { createReceiptStore } from './receipts.ts'
 import { createRevocationStore } from './revocations.ts'
 import { createRunStore } from './runs.ts'
+import { createSpaceStore } from './spaces.ts'
 import { openSqlite } from './sqlite.ts'
 
 export * from './errors.ts'
@@ -40,6 +41,7 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
     receipts: createReceiptStore(db),
     journal: createJournalStore(db),
     revocations: createRevocationStore(db),
+    spaces: createSpaceStore(db),
     async ping() {
       await sql`select 1`.execute(db)
     },

@@ -13,6 +13,7 @@ export interface Stores extends AsyncDisposable {
   receipts: ReceiptStore
   journal: JournalStore
   revocations: RevocationStore
+  spaces: SpaceStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -55,6 +56,18 @@ export interface ClockEvent {
   parents: string[]
   /** The block that the CID is of. */
   bytes: Uint8Array
+}
+
+/** Whether Spaces have a storage provider, as the upload service said last. */
+export interface SpaceStore {
+  put(space: string, known: KnownSpace): Promise<void>
+  get(space: string): Promise<KnownSpace | undefined>
+}
+
+export interface KnownSpace {
+  provisioned: boolean
+  /** Unix milliseconds at which the upload service said so. */
+  checked: number
 }
 
 /** Somebody took a delegation back. */

@@ -99,4 +99,15 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0003-spaces': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('spaces')
+        .addColumn('space', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('provisioned', 'integer', (column) => column.notNull())
+        .addColumn('checked', 'bigint', (column) => column.notNull())
+        .execute()
+    },
+  },
 }

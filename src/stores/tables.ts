@@ -7,6 +7,7 @@ export interface Tables {
   heads: { space: string; event: string }
   runs: RunRow
   receipts: { task: string; bytes: Uint8Array }
+  spaces: { space: string; provisioned: number; checked: number }
   revocations: {
     delegation: string
     revoker: string

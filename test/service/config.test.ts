@@ -114,6 +114,11 @@ const GOOD: Record<
     reads: { open: 'open', closed: 'closed', off: 'off' },
   },
   revocationsMaxAge: { unset: 300, reads: { '1': 1, '86400': 86_400 } },
+  provisioningPolicy: {
+    unset: 'require',
+    reads: { require: 'require', warn: 'warn', off: 'off' },
+  },
+  provisioningMaxAge: { unset: 86_400, reads: { '1': 1, '3600': 3600 } },
   logLevel: { unset: 'info', reads: { debug: 'debug', silent: 'silent' } },
 }
 
@@ -153,6 +158,8 @@ const BAD: Record<SettingName, string[]> = {
   revocationsUrl: URLS,
   revocationsPolicy: ['on', 'OPEN'],
   revocationsMaxAge: [...NUMBERS, '0', '86401'],
+  provisioningPolicy: ['on', 'REQUIRE'],
+  provisioningMaxAge: [...NUMBERS, '0', '31536001'],
   logLevel: ['loud', 'INFO'],
 }
 

@@ -123,6 +123,8 @@ const NOWHERE = {
   BLUESKY_BACKUPS_GATEWAY_URLS: 'http://127.0.0.1:9',
   BLUESKY_BACKUPS_PLC_URL: 'http://127.0.0.1:9',
   BLUESKY_BACKUPS_ALLOW_PRIVATE_NETWORK: 'true',
+  // Spaces of tests are made up, unless a test is about that.
+  BLUESKY_BACKUPS_PROVISIONING_POLICY: 'off',
 }
 
 export async function createFolder(): Promise<

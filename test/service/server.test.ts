@@ -53,6 +53,7 @@ describe('server of invocations', () => {
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],
     watchers: createWatchers(),
+    provisioning: { check: async () => ok({}) },
     revocations: { check: async () => ok({}) },
   })
 

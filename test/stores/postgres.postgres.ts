@@ -9,6 +9,7 @@ import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
+import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
 import { alice, eventOf, requestOf } from './contract/samples.ts'
 import { sharedStoresContract } from './contract/shared.ts'
@@ -48,6 +49,7 @@ describe('stores on PostgreSQL', () => {
   describe('clock', () => bind(clockStoreContract, createSchema))
   describe('runs', () => bind(runStoreContract, createSchema))
   describe('receipts', () => bind(receiptStoreContract, createSchema))
+  describe('spaces', () => bind(spaceStoreContract, createSchema))
   describe('revocations', () => bind(revocationStoreContract, createSchema))
   describe('journal', () => bind(journalStoreContract, createSchema))
   describe('shared', () => bindShared(sharedStoresContract, createSchema))

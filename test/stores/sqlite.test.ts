@@ -23,6 +23,7 @@ import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
+import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
 import { alice, eventOf } from './contract/samples.ts'
 import { sharedStoresContract } from './contract/shared.ts'
@@ -54,6 +55,7 @@ describe('stores on SQLite', () => {
       describe('clock', () => bind(clockStoreContract, createDatabase))
       describe('runs', () => bind(runStoreContract, createDatabase))
       describe('receipts', () => bind(receiptStoreContract, createDatabase))
+      describe('spaces', () => bind(spaceStoreContract, createDatabase))
       describe('revocations', () =>
         bind(revocationStoreContract, createDatabase))
       describe('journal', () => bind(journalStoreContract, createDatabase))

@@ -318,6 +318,7 @@ describe('HTTP edge', () => {
           'clock/advance',
           'backup/run',
           'backup/status',
+          'ucan/revoke',
         ],
       })
     })
