@@ -14,6 +14,7 @@ import {
   narrower,
   SpaceDID,
 } from './common.ts'
+import type { TryLater } from './common.ts'
 
 /** Parts of a backup beside the repository, which every backup has. */
 export const PARTS = ['blobs'] as const
@@ -97,12 +98,7 @@ export interface InsufficientDelegation extends Failure {
   name: 'InsufficientDelegation'
 }
 
-/** The service is going down, or has too much to do. */
-export interface ServiceUnavailable extends Failure {
-  name: 'ServiceUnavailable'
-}
-
-export type RunFailure = InsufficientDelegation | ServiceUnavailable
+export type RunFailure = InsufficientDelegation | TryLater
 
 export type RunState = 'queued' | 'running' | 'done' | 'failed'
 
@@ -157,7 +153,7 @@ export interface RunNotFound extends Failure {
   name: 'RunNotFound'
 }
 
-export type StatusFailure = RunNotFound | ServiceUnavailable
+export type StatusFailure = RunNotFound | TryLater
 
 export interface BackupService {
   run: ServiceMethod<BackupRun, RunSuccess, RunFailure>

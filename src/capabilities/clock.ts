@@ -7,6 +7,7 @@
 import type { Failure, Link, ServiceMethod } from '@ucanto/interface'
 import { capability, Schema } from '@ucanto/validator'
 import { and, equalWith, equalLink, SpaceDID } from './common.ts'
+import type { TryLater } from './common.ts'
 
 /** All of `clock/*`. */
 export const clock = capability({
@@ -67,12 +68,7 @@ export interface SpaceNotProvisioned extends Failure {
   name: 'SpaceNotProvisioned'
 }
 
-/** The service could not do it just now; the same call may succeed later. */
-export interface ServiceUnavailable extends Failure {
-  name: 'ServiceUnavailable'
-}
-
-export type HeadFailure = ServiceUnavailable
+export type HeadFailure = TryLater
 export type AdvanceSuccess = HeadSuccess
 export type AdvanceFailure =
   | InvalidEvent
@@ -80,7 +76,7 @@ export type AdvanceFailure =
   | TooManyEvents
   | TooManyHeads
   | SpaceNotProvisioned
-  | ServiceUnavailable
+  | TryLater
 
 export interface ClockService {
   head: ServiceMethod<ClockHead, HeadSuccess, HeadFailure>

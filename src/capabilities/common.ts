@@ -12,6 +12,21 @@ export const AccountDID = Schema.did().refine({
       : fail(`an account is a did:plc or a did:web, not ${did}`),
 })
 
+/** The service could not do it just now; the same call may succeed later. */
+export interface ServiceUnavailable extends Failure {
+  name: 'ServiceUnavailable'
+}
+
+/** More invocations than the service takes for now. */
+export interface RateLimited extends Failure {
+  name: 'RateLimited'
+  /** Seconds until the next one is welcome. */
+  retryAfter: number
+}
+
+/** Failures that pass with time, of every capability. */
+export type TryLater = ServiceUnavailable | RateLimited
+
 type Verdict = Result<Unit, Failure>
 
 /** Requires all of the given rules. */

@@ -7,6 +7,7 @@
 import type { Failure, ServiceMethod } from '@ucanto/interface'
 import { capability, Schema } from '@ucanto/validator'
 import { and, equalLink, equalWith } from './common.ts'
+import type { TryLater } from './common.ts'
 
 /**
  * Revokes a delegation. `with` is who revokes it: somebody who issued it, was
@@ -43,13 +44,7 @@ export interface UnauthorizedRevocation extends Failure {
   name: 'UnauthorizedRevocation'
 }
 
-/** The service could not do it just now; the same call may succeed later. */
-export interface ServiceUnavailable extends Failure {
-  name: 'ServiceUnavailable'
-}
-
-export type RevokeFailure =
-  UCANNotFound | UnauthorizedRevocation | ServiceUnavailable
+export type RevokeFailure = UCANNotFound | UnauthorizedRevocation | TryLater
 
 export interface RevocationService {
   revoke: ServiceMethod<Revoke, RevokeSuccess, RevokeFailure>

@@ -171,6 +171,16 @@ export const SETTINGS = {
     'BYTES',
     'largest request body'
   ),
+  spaceRate: setting(
+    integer(0, 1_000_000).default(6_000),
+    'NUMBER',
+    'invocations a minute in one Space; 0 for any number'
+  ),
+  issuerRate: setting(
+    integer(0, 1_000_000).default(1_200),
+    'NUMBER',
+    'invocations a minute by one agent; 0 for any number'
+  ),
   maxBlobSize: setting(
     integer(1, 8 * 1024 ** 3).default(DEFAULT_LIMITS.maxBlobSize),
     'BYTES',

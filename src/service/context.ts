@@ -6,6 +6,7 @@ import type { CreateSha256 } from '../backup/sha256.ts'
 import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
 import type { Stores } from '../stores/index.ts'
 import type { Provisioning } from './provisioning.ts'
+import type { Rates } from './rates.ts'
 import type { Revocations } from './revocations.ts'
 import type { Runner } from './runner.ts'
 import type { Watchers } from './watchers.ts'
@@ -18,6 +19,7 @@ export interface ServiceContext {
   agent: Signer
   stores: Stores
   revocations: Revocations
+  rates: Rates
   watchers: Watchers
   provisioning: Provisioning
   runner: Pick<Runner, 'kick'>

@@ -24,3 +24,15 @@ export class ListenError extends Error {
 export class TooManySignaturesError extends Error {
   override readonly name = 'TooManySignaturesError'
 }
+
+/** Somebody invokes more often than the service allows. */
+export class RateLimitedError extends Error {
+  override readonly name = 'RateLimitedError'
+  /** Seconds until the next invocation is welcome. */
+  readonly retryAfter: number
+
+  constructor(message: string, retryAfter: number) {
+    super(message)
+    this.retryAfter = retryAfter
+  }
+}

@@ -12,7 +12,11 @@ import { Schema } from '@ucanto/validator'
 import { createBackupService } from './backup.ts'
 import { createClockService } from './clock.ts'
 import type { ServiceContext } from './context.ts'
-import { InvalidBodyError, TooManySignaturesError } from './errors.ts'
+import {
+  InvalidBodyError,
+  RateLimitedError,
+  TooManySignaturesError,
+} from './errors.ts'
 import { checkReadable, failure } from './invocation.ts'
 import { createRevocationService } from './revocations.ts'
 import { createValidation } from './validation.ts'
@@ -89,6 +93,10 @@ export async function createServer(
     } catch (error) {
       if (error instanceof TooManySignaturesError) {
         return failure('TooManySignatures', error.message)
+      }
+      if (error instanceof RateLimitedError) {
+        const { message, retryAfter } = error
+        return { error: { name: 'RateLimited', message, retryAfter } }
       }
       logger.error({ err: error, can }, 'a handler failed')
       return failure(
@@ -167,13 +175,17 @@ async function decodeInvocations(body: Uint8Array): Promise<Invocation[]> {
   }
 }
 
-/** What goes over the wire of an answer: of a failure its name and message. */
+/**
+ * What goes over the wire of an answer: of a failure its name, its message, and
+ * the seconds to wait if it says so.
+ */
 function plain({ ok, error }: Answer): Answer {
   if (!error) return { ok: ok ?? {} }
   return {
     error: {
       name: error.name,
       message: error.message.slice(0, MAX_MESSAGE_LENGTH),
+      ...('retryAfter' in error ? { retryAfter: error.retryAfter } : {}),
     },
   }
 }

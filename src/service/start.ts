@@ -33,6 +33,7 @@ import { createApp } from './http/app.ts'
 import { listen } from './http/listen.ts'
 import { createLogger } from './logger.ts'
 import { createProvisioning } from './provisioning.ts'
+import { createRates } from './rates.ts'
 import { createRevocations } from './revocations.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
@@ -120,6 +121,7 @@ export async function startService(
       time,
       logger,
     }),
+    rates: createRates({ ...config, agent: agent.did() }),
     watchers: createWatchers(),
     provisioning: createProvisioning({
       store: stores.spaces,

@@ -20,7 +20,11 @@ export function createValidation(
     agent,
     authorities,
     revocations,
-  }: Pick<ServiceContext, 'id' | 'agent' | 'authorities' | 'revocations'>,
+    rates,
+  }: Pick<
+    ServiceContext,
+    'id' | 'agent' | 'authorities' | 'revocations' | 'rates'
+  >,
   proofs: Delegation[]
 ) {
   const keys = new Map<string, `did:key:${string}`>([
@@ -47,7 +51,9 @@ export function createValidation(
         ? ok([key])
         : error(new DIDResolutionError(did as `did:web:${string}`))
     },
-    validateAuthorization: (authorization: Authorization) =>
-      revocations.check(authorization),
+    async validateAuthorization(authorization: Authorization) {
+      await rates.count(authorization)
+      return revocations.check(authorization)
+    },
   }
 }

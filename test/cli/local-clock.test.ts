@@ -30,7 +30,15 @@ describe('local clock', () => {
     stores = resources.use(await openStores({ path: ':memory:' }))
     service = resources.use(
       await startService(
-        readConfig({ port: '0', dataFolder: join(path, 'service') }, {}),
+        readConfig(
+          {
+            port: '0',
+            dataFolder: join(path, 'service'),
+            provisioningPolicy: 'off',
+            revocationsPolicy: 'off',
+          },
+          {}
+        ),
         { logger: pino({ level: 'silent' }) }
       )
     )

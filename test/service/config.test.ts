@@ -119,6 +119,8 @@ const GOOD: Record<
     reads: { require: 'require', warn: 'warn', off: 'off' },
   },
   provisioningMaxAge: { unset: 86_400, reads: { '1': 1, '3600': 3600 } },
+  spaceRate: { unset: 6000, reads: { '0': 0, '1': 1 } },
+  issuerRate: { unset: 1200, reads: { '0': 0, '1000000': 1_000_000 } },
   logLevel: { unset: 'info', reads: { debug: 'debug', silent: 'silent' } },
 }
 
@@ -160,6 +162,8 @@ const BAD: Record<SettingName, string[]> = {
   revocationsMaxAge: [...NUMBERS, '0', '86401'],
   provisioningPolicy: ['on', 'REQUIRE'],
   provisioningMaxAge: [...NUMBERS, '0', '31536001'],
+  spaceRate: [...NUMBERS, '1000001'],
+  issuerRate: [...NUMBERS, '1000001'],
   logLevel: ['loud', 'INFO'],
 }
 

@@ -125,6 +125,8 @@ const NOWHERE = {
   BLUESKY_BACKUPS_ALLOW_PRIVATE_NETWORK: 'true',
   // Spaces of tests are made up, unless a test is about that.
   BLUESKY_BACKUPS_PROVISIONING_POLICY: 'off',
+  BLUESKY_BACKUPS_SPACE_RATE: '0',
+  BLUESKY_BACKUPS_ISSUER_RATE: '0',
 }
 
 export async function createFolder(): Promise<

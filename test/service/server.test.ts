@@ -52,6 +52,7 @@ describe('server of invocations', () => {
     time: systemTime,
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],
+    rates: { count: async () => {} },
     watchers: createWatchers(),
     provisioning: { check: async () => ok({}) },
     revocations: { check: async () => ok({}) },
