@@ -7,6 +7,7 @@ import { Command, CommanderError } from 'commander'
 import { PACKAGE } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
 import { createBackupCommand } from './commands/backup.ts'
+import { createDelegationCommand } from './commands/delegation.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
 import { createNetworkCommand } from './commands/network.ts'
@@ -103,6 +104,7 @@ Example:
     createWhoamiCommand,
     createSpaceCommand,
     createDelegateCommand,
+    createDelegationCommand,
     createBackupCommand,
     createStatusCommand,
     createServeCommand,

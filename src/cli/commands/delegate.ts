@@ -11,6 +11,7 @@ import { agentCommand, type CommandContext } from '../command.ts'
 import { UsageError } from '../errors.ts'
 import { formatExpiration, formatFields, parseDuration } from '../format.ts'
 import { printLine } from '../io.ts'
+import { createIssuedDelegations, issuedFolder } from '../issued.ts'
 import type { Session, SpaceDID } from '../session.ts'
 
 const CAR_CODE = 0x0202
@@ -62,6 +63,7 @@ export function createDelegateCommand(
         account: flags['account'] as string | undefined,
         expiration: readExpiration(flags['expiresIn'] as string),
       })
+      await createIssuedDelegations(issuedFolder(session)).keep(delegation)
       const archive = await delegation.archive()
       if (archive.error) throw archive.error
       const text = Link.create(CAR_CODE, identity.digest(archive.ok)).toString(
