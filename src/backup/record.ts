@@ -10,7 +10,7 @@ import {
   mergeHeads,
   putAll,
 } from '../space/index.ts'
-import type { BlockOverlay } from './block-overlay.ts'
+import { BlockOverlay } from './block-overlay.ts'
 import { ClockError } from './errors.ts'
 import type {
   Backup,
@@ -24,6 +24,7 @@ import type {
   Link,
   MissingBlob,
   Part,
+  State,
   Time,
   UnknownLink,
 } from './interface.ts'
@@ -132,7 +133,11 @@ export async function recordBackup(
   for (let merge = 0; heads.length > 1 && merge < MAX_MERGES; merge++) {
     await time.sleep(MERGE_BACKOFF_MS * 2 ** merge * Math.random(), signal)
     try {
-      heads = await mergeInto(context, found, block.cid, heads)
+      const merged = await mergeEvents(context, heads, {
+        ...found,
+        root: block.cid,
+      })
+      heads = merged.heads
     } catch (error) {
       // The backup is in the clock. What could not be merged now, as with a
       // head that nobody can read, is left in place for the next agent.
@@ -143,21 +148,60 @@ export async function recordBackup(
   return { backup: { timestamp, link: block.cid, value }, event }
 }
 
-async function mergeInto(
-  context: BackupContext,
-  found: NewBackup,
-  root: UnknownLink,
+/** What a merge of events came to. */
+export interface MergedEvents {
+  event: Block<Event>
+  state: Link<State>
+  /** The head of the clock after it. */
   heads: EventLink[]
-): Promise<EventLink[]> {
-  const { overlay, signal } = found
+}
+
+/**
+ * Merges the states of several events, puts what comes of it into the Space,
+ * and advances the clock to one event in their place.
+ *
+ * @param heads - of the clock
+ * @param options.root - what the merge is listed under in the Space; its event,
+ *   if left out
+ * @throws {@link UnreadableStateError} {@link MissingBlockError} when the state
+ *   of a head cannot be read, {@link ClockError} when the clock does not take
+ *   the event
+ */
+export async function mergeEvents(
+  context: Pick<
+    BackupContext,
+    'writer' | 'reader' | 'createSha256' | 'limits' | 'clock'
+  >,
+  heads: EventLink[],
+  {
+    signal,
+    root,
+    overlay = new BlockOverlay(context.reader),
+    onUpload,
+  }: {
+    signal: AbortSignal
+    root?: UnknownLink
+    overlay?: BlockOverlay
+    onUpload?: (counts: UploadCounts) => void
+  }
+): Promise<MergedEvents> {
   const merged = await mergeHeads(overlay, heads)
-  if (!merged.state)
-    throw new ClockError('the heads of the clock have no state')
-  const event = await createEvent(merged.state, merged.heads)
+  const { state } = merged
+  if (!state) throw new ClockError('the heads of the clock have no state')
+  const event = await createEvent(state, merged.heads)
   const metadata = [...merged.additions, event]
   overlay.put(metadata)
-  await put(context, found, root, metadata, { shards: [], unpublished: [] })
-  return context.clock.advance(event.cid, attachable(metadata), { signal })
+  await put(context, { signal, onUpload }, root ?? event.cid, metadata, {
+    shards: [],
+    unpublished: [],
+  })
+  return {
+    event,
+    state,
+    heads: await context.clock.advance(event.cid, attachable(metadata), {
+      signal,
+    }),
+  }
 }
 
 async function createBackup(found: NewBackup): Promise<{
@@ -234,8 +278,19 @@ async function createBackup(found: NewBackup): Promise<{
 
 /** Puts metadata into the Space, and lets gateways find all that is new. */
 async function put(
-  { writer, reader, createSha256, limits }: BackupContext,
-  { signal, onUpload }: NewBackup,
+  {
+    writer,
+    reader,
+    createSha256,
+    limits,
+  }: Pick<BackupContext, 'writer' | 'reader' | 'createSha256' | 'limits'>,
+  {
+    signal,
+    onUpload,
+  }: {
+    signal: AbortSignal
+    onUpload?: ((counts: UploadCounts) => void) | undefined
+  },
   root: UnknownLink,
   blocks: Block[],
   {
@@ -251,7 +306,7 @@ async function put(
   const store = async ({ bytes, indexed }: UnstoredShard) => {
     added.push(indexed)
     await writer.putShard({ digest: indexed.digest, bytes }, { signal })
-    onUpload({
+    onUpload?.({
       blocksUploaded: indexed.slices.length,
       bytesUploaded: indexed.size,
     })
@@ -284,7 +339,7 @@ async function put(
       writer.listUpload({ root, shards: [...shards, ...added] }, { signal })
     ),
   ])
-  onUpload({ blocksUploaded: 0, bytesUploaded: size })
+  onUpload?.({ blocksUploaded: 0, bytesUploaded: size })
   reader.keep(blocks)
 }
 
