@@ -7,6 +7,7 @@ import { Command, CommanderError } from 'commander'
 import { PACKAGE } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
 import { createBackupCommand } from './commands/backup.ts'
+import { createClockCommand } from './commands/clock.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
 import { createNetworkCommand } from './commands/network.ts'
@@ -104,6 +105,7 @@ Example:
     createSpaceCommand,
     createDelegateCommand,
     createBackupCommand,
+    createClockCommand,
     createStatusCommand,
     createServeCommand,
     createNetworkCommand,
