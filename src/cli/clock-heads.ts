@@ -6,7 +6,13 @@ import {
   type EventLink,
 } from '../backup/index.ts'
 import { createNativeSha256 } from '../node/index.ts'
+import {
+  DecodeError,
+  MissingBlockError,
+  UnreadableStateError,
+} from '../space/index.ts'
 import { unknownEvents } from './clock-transfer.ts'
+import { MissingEventError } from './errors.ts'
 import { printable } from './format.ts'
 import type { Io } from './io.ts'
 import { openWriter } from './run.ts'
@@ -49,7 +55,7 @@ export async function mergeHead(
       },
       heads,
       { signal: io.signal }
-    )
+    ).catch(explainUnreadable)
     merges.push({
       merged: sorted(heads),
       event: merged.event.cid.toString(),
@@ -103,4 +109,19 @@ export async function compare(here: Clock, there: Clock): Promise<Comparison> {
 
 export function sorted(links: EventLink[]): string[] {
   return [...new Set(links.map(String))].sort()
+}
+
+/** Says what to look at when a head cannot be merged. */
+function explainUnreadable(cause: unknown): never {
+  if (
+    cause instanceof MissingBlockError ||
+    cause instanceof UnreadableStateError ||
+    cause instanceof DecodeError
+  ) {
+    throw new MissingEventError(
+      `the heads cannot be merged: ${cause.message}; \`bluesky-backups clock log\` shows what cannot be read`,
+      { cause }
+    )
+  }
+  throw cause as Error
 }

@@ -11,9 +11,7 @@ import {
   type Link,
   type State,
 } from '../space/index.ts'
-
-/** Accounts, and agents of one, that are read at the same time. */
-const CONCURRENCY = 8
+import { inWaves } from './waves.ts'
 
 /** An account of a state, in short. */
 export interface AccountSummary {
@@ -90,16 +88,4 @@ export async function inspectState(
     }
     return details
   })
-}
-
-async function inWaves<T, R>(
-  items: T[],
-  read: (item: T) => Promise<R>
-): Promise<R[]> {
-  const results: R[] = []
-  for (let start = 0; start < items.length; start += CONCURRENCY) {
-    const wave = items.slice(start, start + CONCURRENCY)
-    results.push(...(await Promise.all(wave.map(read))))
-  }
-  return results
 }

@@ -4,6 +4,7 @@ import type { Block, BlockFetcher } from '../space/index.ts'
 import { walkHistory, type HistoryEvent } from './clock-history.ts'
 import { MissingEventError, ServiceError } from './errors.ts'
 import type { Session } from './session.ts'
+import { inWaves } from './waves.ts'
 
 /** Events that are read between two looks at what the clock knows. */
 const MAX_STRIDE = 256
@@ -28,11 +29,10 @@ export async function unknownEvents(
   clock: Clock,
   events: EventLink[]
 ): Promise<EventLink[]> {
-  const unknown: EventLink[] = []
-  for (const event of events) {
-    if (!(await knowsEvent(clock, event))) unknown.push(event)
-  }
-  return unknown
+  const unknown = await inWaves(events, async (event) =>
+    (await knowsEvent(clock, event)) ? [] : [event]
+  )
+  return unknown.flat()
 }
 
 /** Whether a clock refused an event because it lacks the block of one. */

@@ -39,6 +39,7 @@ import type { Io } from '../io.ts'
 import { readLimit } from '../options.ts'
 import { createProgress } from '../progress.ts'
 import type { Session } from '../session.ts'
+import { inWaves } from '../waves.ts'
 
 const SHA2_256_CODE = 0x12
 
@@ -106,11 +107,10 @@ function createLogCommand(clock: Command, context: CommandContext): void {
         signal: io.signal,
       })
       const isHead = new Set(head.map(String))
-      const logged: LoggedEvent[] = []
-      for (const event of events) {
-        logged.push(await logEvent(session, event, isHead.has(event.event)))
-        io.signal.throwIfAborted()
-      }
+      const logged = await inWaves(events, (event) =>
+        logEvent(session, event, isHead.has(event.event))
+      )
+      io.signal.throwIfAborted()
       return {
         json: {
           ...placeOf(session),
@@ -148,7 +148,7 @@ function createInspectCommand(clock: Command, context: CommandContext): void {
     command,
     context,
     'bluesky-backups clock inspect bafyrei…',
-    async ({ session }, word: string) => {
+    async ({ session, io }, word: string) => {
       const event = await readNamedEvent(session, parseEvent(word))
       let accounts: AccountDetails[] | undefined
       let error: Error | undefined
@@ -157,6 +157,7 @@ function createInspectCommand(clock: Command, context: CommandContext): void {
       } catch (cause) {
         error = cause instanceof Error ? cause : new Error(String(cause))
       }
+      io.signal.throwIfAborted()
       const failed = !!error || !!accounts?.some((account) => account.error)
       return {
         failed,
@@ -170,7 +171,7 @@ function createInspectCommand(clock: Command, context: CommandContext): void {
               ...account,
               authorizations: authorizations.map((each) => ({
                 ...each,
-                expiration: formatExpiration(each.expiration),
+                expiration: isoTime(each.expiration),
               })),
               error: error ? nameAndMessage(error) : null,
             })) ?? null,
@@ -444,6 +445,12 @@ function placeOf(session: Session) {
     space: session.space(),
     service: session.config.serviceUrl?.href ?? null,
   }
+}
+
+/** @param expiration - Unix seconds; of others, and so perhaps no time at all */
+function isoTime(expiration: number): string | null {
+  const text = formatExpiration(expiration)
+  return text === 'never' ? null : text
 }
 
 function nameAndMessage({ name, message }: Error): {
