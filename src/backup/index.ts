@@ -14,6 +14,7 @@ export {
   type RepoBlock,
   type Verification,
 } from './read.ts'
+export { mergeEvents, type MergedEvents } from './record.ts'
 export {
   DEFAULT_LIMITS,
   runBackup,

@@ -10,7 +10,7 @@ import {
   mergeHeads,
   putAll,
 } from '../space/index.ts'
-import type { BlockOverlay } from './block-overlay.ts'
+import { BlockOverlay } from './block-overlay.ts'
 import type {
   Backup,
   Block,
@@ -23,6 +23,7 @@ import type {
   Link,
   MissingBlob,
   Part,
+  State,
   Time,
   UnknownLink,
 } from './interface.ts'
@@ -139,9 +140,12 @@ export async function recordBackup(
   for (let merge = 0; heads.length > 1 && merge < MAX_MERGES; merge++) {
     await time.sleep(MERGE_BACKOFF_MS * 2 ** merge * Math.random(), signal)
     try {
-      const merged = await mergeInto(context, found, block.cid, heads)
+      const merged = await mergeEvents(context, heads, {
+        ...found,
+        root: block.cid,
+      })
       if (!merged) break
-      heads = merged
+      heads = merged.heads
     } catch (error) {
       // The backup is in the clock. What could not be merged now, as with a
       // head that nobody can read, is left in place for the next agent.
@@ -152,23 +156,63 @@ export async function recordBackup(
   return { backup: { timestamp, link: block.cid, value }, event }
 }
 
-/** @returns the head, unless there is nothing to merge */
-async function mergeInto(
-  context: BackupContext,
-  found: NewBackup,
-  root: UnknownLink,
+/** What a merge of events came to. */
+export interface MergedEvents {
+  event: Block<Event>
+  state: Link<State>
+  /** The head of the clock after it. */
   heads: EventLink[]
-): Promise<EventLink[] | undefined> {
-  const { overlay, signal } = found
+}
+
+/**
+ * Merges the states of several events, puts what comes of it into the Space,
+ * and advances the clock to one event in their place.
+ *
+ * @param heads - of the clock
+ * @param options.root - what the merge is listed under in the Space; its event,
+ *   if left out
+ * @returns nothing if there are not two heads that can be read
+ * @throws {@link UnreadableStateError} {@link MissingBlockError} when none of
+ *   the heads can be read, {@link ClockError} when the clock does not take the
+ *   event
+ */
+export async function mergeEvents(
+  context: Pick<
+    BackupContext,
+    'writer' | 'reader' | 'createSha256' | 'limits' | 'clock'
+  >,
+  heads: EventLink[],
+  {
+    signal,
+    root,
+    overlay = new BlockOverlay(context.reader),
+    onUpload,
+  }: {
+    signal: AbortSignal
+    root?: UnknownLink
+    overlay?: BlockOverlay
+    onUpload?: (counts: UploadCounts) => void
+  }
+): Promise<MergedEvents | undefined> {
   const merged = await mergeHeads(overlay, heads)
   signal.throwIfAborted()
+  const { state } = merged
   // The others cannot be read: they are left for an agent that can.
-  if (!merged.state || merged.heads.length < 2) return undefined
-  const event = await createEvent(merged.state, merged.heads)
+  if (!state || merged.heads.length < 2) return undefined
+  const event = await createEvent(state, merged.heads)
   const metadata = [...merged.additions, event]
   overlay.put(metadata)
-  await put(context, found, root, metadata, { shards: [], unpublished: [] })
-  return context.clock.advance(event.cid, attachable(metadata), { signal })
+  await put(context, { signal, onUpload }, root ?? event.cid, metadata, {
+    shards: [],
+    unpublished: [],
+  })
+  return {
+    event,
+    state,
+    heads: await context.clock.advance(event.cid, attachable(metadata), {
+      signal,
+    }),
+  }
 }
 
 async function createBackup(found: NewBackup): Promise<{
@@ -245,8 +289,19 @@ async function createBackup(found: NewBackup): Promise<{
 
 /** Puts metadata into the Space, and lets gateways find all that is new. */
 async function put(
-  { writer, reader, createSha256, limits }: BackupContext,
-  { signal, onUpload }: NewBackup,
+  {
+    writer,
+    reader,
+    createSha256,
+    limits,
+  }: Pick<BackupContext, 'writer' | 'reader' | 'createSha256' | 'limits'>,
+  {
+    signal,
+    onUpload,
+  }: {
+    signal: AbortSignal
+    onUpload?: ((counts: UploadCounts) => void) | undefined
+  },
   root: UnknownLink,
   blocks: Block[],
   {
@@ -262,7 +317,7 @@ async function put(
   const store = async ({ bytes, indexed }: UnstoredShard) => {
     added.push(indexed)
     await writer.putShard({ digest: indexed.digest, bytes }, { signal })
-    onUpload({
+    onUpload?.({
       blocksUploaded: indexed.slices.length,
       bytesUploaded: indexed.size,
     })
@@ -295,7 +350,7 @@ async function put(
       writer.listUpload({ root, shards: [...shards, ...added] }, { signal })
     ),
   ])
-  onUpload({ blocksUploaded: 0, bytesUploaded: size })
+  onUpload?.({ blocksUploaded: 0, bytesUploaded: size })
   reader.keep(blocks)
 }
 

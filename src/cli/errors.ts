@@ -35,6 +35,11 @@ export class NoBackupError extends Error {
   override readonly name = 'NoBackupError'
 }
 
+/** An event of the clock that is needed is not to be had. */
+export class MissingEventError extends Error {
+  override readonly name = 'MissingEventError'
+}
+
 /** The folder for an export has something in it. */
 export class FolderNotEmptyError extends Error {
   override readonly name = 'FolderNotEmptyError'

@@ -5,6 +5,9 @@ const UNITS = ['B', 'kB', 'MB', 'GB', 'TB']
 /** Seconds in each unit of a duration. */
 const SECONDS = { s: 1, m: 60, h: 3600, d: 86_400, w: 604_800, y: 31_536_000 }
 
+/** The last time that there is a date for, in Unix seconds. */
+const MAX_TIME = 8_640_000_000_000
+
 /** @param bytes - number of bytes, given with three digits that count */
 export function formatBytes(bytes: number): string {
   let value = bytes
@@ -28,7 +31,7 @@ export function formatSeconds(ms: number): string {
 
 /** @param expiration - Unix seconds, or `Infinity` */
 export function formatExpiration(expiration: number): string {
-  return expiration === Infinity
+  return expiration > MAX_TIME
     ? 'never'
     : new Date(expiration * 1000).toISOString()
 }

@@ -3,7 +3,7 @@ import { ClockError } from '../backup/errors.ts'
 import type { Block, Clock, EventLink } from '../backup/interface.ts'
 import { Clock as RemoteClock } from '../client/index.ts'
 import type { Connection, InvocationConfig } from '../client/index.ts'
-import { decodeEvent } from '../space/index.ts'
+import { decodeEvent, MissingBlockError } from '../space/index.ts'
 import type { ClockEvent, ClockStore } from '../stores/index.ts'
 import { parentsFirst } from '../service/clock.ts'
 import { refused, unreachable } from './service.ts'
@@ -29,7 +29,8 @@ export function createLocalClock(store: ClockStore, space: string): Clock {
           const block = attached.get(cid)
           if (!block) {
             throw new ClockError(
-              `the clock of this agent does not know the event ${cid}; run the backup again, with the service that has it`
+              `the clock of this agent does not know the event ${cid}; run the backup again, with the service that has it`,
+              { cause: new MissingBlockError(`the event ${cid} is missing`) }
             )
           }
           return toClockEvent(block)

@@ -7,6 +7,7 @@ import { Command, CommanderError } from 'commander'
 import { PACKAGE } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
 import { createBackupCommand } from './commands/backup.ts'
+import { createClockCommand } from './commands/clock.ts'
 import { createDelegationCommand } from './commands/delegation.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
@@ -106,6 +107,7 @@ Example:
     createDelegateCommand,
     createDelegationCommand,
     createBackupCommand,
+    createClockCommand,
     createStatusCommand,
     createServeCommand,
     createNetworkCommand,

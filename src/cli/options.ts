@@ -9,6 +9,7 @@ import {
   variableOf,
   type SettingName,
 } from '../service/config.ts'
+import { UsageError } from './errors.ts'
 
 /** Settings that the agent shares with the service. */
 const NETWORK_SETTINGS = [
@@ -113,6 +114,14 @@ export function settingFlags(
       .filter((name) => flags[name] !== undefined)
       .map((name) => [name, String(flags[name])])
   )
+}
+
+/** @throws {@link UsageError} */
+export function readLimit(text: string): number {
+  if (!/^[1-9]\d{0,8}$/.test(text)) {
+    throw new UsageError('--limit: must be a whole number from 1')
+  }
+  return Number(text)
 }
 
 function readHome(

@@ -6,6 +6,7 @@ import {
   runBackup,
   type Outcome,
   type Progress,
+  type SpaceWriter,
 } from '../backup/index.ts'
 import { BACKUP_ABILITIES } from '../capabilities/index.ts'
 import type { Backup as Protocol } from '../capabilities/index.ts'
@@ -43,6 +44,29 @@ export interface RunOptions {
   account: string
 }
 
+/** Opens the Space for writing, by the agent's own power. */
+export function openWriter(session: Session, signal: AbortSignal): SpaceWriter {
+  const { config, client } = session
+  const space = session.space()
+  const service = connectUploadService(
+    {
+      url: config.uploadServiceUrl,
+      did: config.uploadServiceDid,
+      receiptsUrl: config.receiptsUrl,
+    },
+    { signal }
+  )
+  return createSpaceWriter(
+    service,
+    {
+      issuer: client.agent.issuer,
+      space,
+      proofs: proofsFor(client, space, BACKUP_ABILITIES),
+    },
+    { sha256: createNativeSha256 }
+  )
+}
+
 /** Backs an account up in this process, by the agent's own power. */
 export async function runHere(
   session: Session,
@@ -53,31 +77,14 @@ export async function runHere(
     onProgress,
   }: RunOptions & { onProgress: (progress: Readonly<Progress>) => void }
 ): Promise<Outcome> {
-  const { config, client } = session
   const limits = readSettings(LIMIT_SETTINGS, settingFlags(flags), io.env)
   const space = session.space()
   const { journal } = await session.stores()
-  const service = connectUploadService(
-    {
-      url: config.uploadServiceUrl,
-      did: config.uploadServiceDid,
-      receiptsUrl: config.receiptsUrl,
-    },
-    { signal: io.signal }
-  )
   return runBackup(
     {
       identities: session.identities,
       accounts: createAccountReader({ fetch: session.fetch }),
-      writer: createSpaceWriter(
-        service,
-        {
-          issuer: client.agent.issuer,
-          space,
-          proofs: proofsFor(client, space, BACKUP_ABILITIES),
-        },
-        { sha256: createNativeSha256 }
-      ),
+      writer: openWriter(session, io.signal),
       reader: session.reader,
       clock: await session.clock(),
       journal: (account) => createJournal(journal, space, account),

@@ -64,6 +64,14 @@ export interface Session extends AsyncDisposable {
    * What the agent's own clock has and the service does not is told to it first.
    */
   clock(): Promise<Clock>
+  /**
+   * Finds a service beside the one that is set.
+   *
+   * @throws {@link ServiceUnreachableError}
+   */
+  findService(url: URL): Promise<FoundService>
+  /** The clock of the Space at a service; nothing is told to it. */
+  clockAt(service: FoundService): Clock
   /** Tells the user what should not go unseen. */
   warn(message: string): void
 }
@@ -111,16 +119,32 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     return openStores({ path: join(config.home, 'agent.sqlite') })
   }
   let service: Promise<FoundService> | undefined
-  const findService = async () => {
-    const url = config.serviceUrl
-    if (!url) {
+  const findSetService = async () => {
+    if (!config.serviceUrl) {
       throw new UsageError(
         'no backup service is set; name one with --service URL or BLUESKY_BACKUPS_SERVICE_URL'
       )
     }
+    return findService(config.serviceUrl)
+  }
+  const findService = async (url: URL) => {
     const info = await discover(url, { fetch: askingFetch })
     const connection = connect({ url, did: info.did, fetch: askingFetch })
     return { url, info, connection }
+  }
+
+  const clockAuthority = ({ info }: FoundService) => {
+    const space = session.space()
+    return {
+      agent: info.agent,
+      issuer: client.agent.issuer,
+      with: space,
+      proofs: proofsFor(client, space, [
+        'clock/head',
+        'clock/advance',
+        SPACE_INFO,
+      ]),
+    }
   }
 
   const session: Session = {
@@ -152,25 +176,22 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
       }
       return space.did()
     },
-    service: () => (service ??= findService()),
+    service: () => (service ??= findSetService()),
+    findService,
     async clock() {
       const space = session.space()
       const local = (await session.stores()).clock
       if (!config.serviceUrl) return createLocalClock(local, space)
-      const { connection, info } = await session.service()
-      const authority = {
-        agent: info.agent,
-        issuer: client.agent.issuer,
-        with: space,
-        proofs: proofsFor(client, space, [
-          'clock/head',
-          'clock/advance',
-          SPACE_INFO,
-        ]),
-      }
-      await pushLocalClock(local, authority, connection)
-      return explained(createClock(authority, { connection }))
+      const service = await session.service()
+      await pushLocalClock(local, clockAuthority(service), service.connection)
+      return session.clockAt(service)
     },
+    clockAt: (service) =>
+      explained(
+        createClock(clockAuthority(service), {
+          connection: service.connection,
+        })
+      ),
     async [Symbol.asyncDispose]() {
       const opened = await stores?.catch(() => undefined)
       await opened?.[Symbol.asyncDispose]()

@@ -112,8 +112,10 @@ function decode(block: Block) {
  *
  * @param events - by their CIDs
  */
-export function parentsFirst(events: Map<string, ClockEvent>): ClockEvent[] {
-  const ordered = new Map<string, ClockEvent>()
+export function parentsFirst<T extends Pick<ClockEvent, 'event' | 'parents'>>(
+  events: Map<string, T>
+): T[] {
+  const ordered = new Map<string, T>()
   const stack = [...events.keys()]
   for (let cid = stack.at(-1); cid !== undefined; cid = stack.at(-1)) {
     const event = events.get(cid)

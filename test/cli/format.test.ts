@@ -44,6 +44,7 @@ describe('format', () => {
 
   it('tells when something ends', () => {
     assert.equal(formatExpiration(Infinity), 'never')
+    assert.equal(formatExpiration(Number.MAX_SAFE_INTEGER), 'never')
     assert.equal(formatExpiration(0), '1970-01-01T00:00:00.000Z')
   })
 

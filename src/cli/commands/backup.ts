@@ -21,7 +21,7 @@ import {
   printable,
 } from '../format.ts'
 import { printLine } from '../io.ts'
-import { addSettings, LIMIT_SETTINGS } from '../options.ts'
+import { addSettings, LIMIT_SETTINGS, readLimit } from '../options.ts'
 import { createProgress, describeProgress } from '../progress.ts'
 import { followRun, runHere, startRun } from '../run.ts'
 import {
@@ -388,11 +388,4 @@ async function countMissing(
   let count = 0
   if (missing) for await (const _ of entries(blocks, missing)) count++
   return count
-}
-
-function readLimit(text: string): number {
-  if (!/^[1-9]\d{0,8}$/.test(text)) {
-    throw new UsageError('--limit: must be a whole number from 1')
-  }
-  return Number(text)
 }
