@@ -36,7 +36,11 @@ export interface Comparison {
   otherHead: string[]
 }
 
-/** Merges the heads of a clock until there is one. */
+/**
+ * Merges the heads of a clock until there is one, and writes it into the Space.
+ *
+ * @throws {@link MissingEventError} when a head cannot be read
+ */
 export async function mergeHead(
   session: Session,
   io: Io,
@@ -90,6 +94,7 @@ export async function findHeads(session: Session): Promise<EventLink[]> {
   return heads
 }
 
+/** Compares the heads of two clocks; changes neither. */
 export async function compare(here: Clock, there: Clock): Promise<Comparison> {
   const [ours, theirs] = await Promise.all([here.head(), there.head()])
   const head = sorted(ours)
@@ -113,6 +118,7 @@ export async function compare(here: Clock, there: Clock): Promise<Comparison> {
   }
 }
 
+/** CIDs as text, each once. */
 export function sorted(links: EventLink[]): string[] {
   return [...new Set(links.map(String))].sort()
 }

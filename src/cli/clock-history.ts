@@ -63,7 +63,9 @@ export async function readHistoryEvent(
  * cannot be read ends its line of history and nothing else.
  *
  * @param options.onWave - called before each wave with the events that are to
- *   be read next and those that were read; gives back which to go on with
+ *   be read next and the number of those that were read; gives back which to go
+ *   on with
+ * @param options.onRead - called with each event, and may throw to end the walk
  */
 export async function walkHistory(
   blocks: BlockFetcher,
@@ -72,14 +74,13 @@ export async function walkHistory(
     limit = Infinity,
     signal,
     onWave = async (next) => next,
+    onRead,
   }: {
     /** Events that are read, at most. */
     limit?: number
     signal: AbortSignal
-    onWave?: (
-      next: EventLink[],
-      read: Map<string, HistoryEvent>
-    ) => Promise<EventLink[]>
+    onWave?: (next: EventLink[], read: number) => Promise<EventLink[]>
+    onRead?: (event: HistoryEvent) => void
   }
 ): Promise<{ events: Map<string, HistoryEvent>; more: boolean }> {
   const events = new Map<string, HistoryEvent>()
@@ -94,13 +95,14 @@ export async function walkHistory(
   }
   add(from)
   while (next.length > 0 && events.size < limit) {
-    next = await onWave(next, events)
+    next = await onWave(next, events.size)
     const wave = next.splice(0, Math.min(CONCURRENCY, limit - events.size))
     const read = await Promise.all(
       wave.map((link) => readHistoryEvent(blocks, link))
     )
     signal.throwIfAborted()
     for (const event of read) {
+      onRead?.(event)
       events.set(event.event, event)
       if (event.block) add(decodeEvent(event.block).parents)
     }

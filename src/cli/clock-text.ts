@@ -21,6 +21,7 @@ export interface LoggedEvent {
   error: Error | undefined
 }
 
+/** An event of the log, in full. */
 export function describeEvent(logged: LoggedEvent): string {
   return [
     titleOf(logged),
@@ -40,6 +41,7 @@ export function shortLines(logged: LoggedEvent): string[] {
   return [titleOf(logged), ...accountLines(logged).map((line) => `  ${line}`)]
 }
 
+/** An event of the log as it is drawn. */
 export function rowOf(
   { event, parents, state }: LoggedEvent,
   lines: string[]
@@ -47,6 +49,7 @@ export function rowOf(
   return { id: event, parents, lines, missing: state === null }
 }
 
+/** An account of a state, with who is authorized. */
 export function describeAccount(details: AccountDetails): string {
   const { account, backups, lastBackup, authorizations, error } = details
   return [
@@ -71,6 +74,7 @@ export function describeAccount(details: AccountDetails): string {
   ].join('\n')
 }
 
+/** Which heads were merged into what. */
 export function describeMerge({ merged, event, state }: Merge): string {
   return `merged ${formatCount(merged.length, 'head')}\n${formatFields([
     ...merged.map((head): [string, string] => ['  merged', head]),
@@ -79,6 +83,7 @@ export function describeMerge({ merged, event, state }: Merge): string {
   ])}`
 }
 
+/** How two clocks stand to each other. */
 export function describeComparison(
   { relation, head, otherHead }: Comparison,
   here: string,
@@ -99,6 +104,7 @@ export function describeComparison(
   ].join('\n')
 }
 
+/** The head of a clock, and what to do if there are several. */
 export function describeHead(head: string[]): string {
   return [
     head.join('\n') || 'no events yet',
@@ -124,6 +130,7 @@ function accountLines({ accounts, error }: LoggedEvent): string[] {
   ]
 }
 
+/** A message that others may have written, safe for a terminal. */
 export function oneLine({ message }: Error): string {
   return printable(message.replace(/\s+/g, ' '))
 }

@@ -67,16 +67,15 @@ export async function bringEvents(
   let nextLook = 0
   const { events } = await walkHistory(blocks, heads, {
     signal,
+    onRead: throwIfMissing,
     onWave: async (next, read) => {
-      for (const event of read.values()) throwIfMissing(event)
-      onProgress?.(read.size, 0)
-      if (read.size < nextLook) return next
+      onProgress?.(read, 0)
+      if (read < nextLook) return next
       // Mostly the clock lacks little: it is asked often at first.
-      nextLook = read.size + Math.min(read.size + 1, MAX_STRIDE)
+      nextLook = read + Math.min(read + 1, MAX_STRIDE)
       return unknownEvents(clock, next)
     },
   })
-  for (const event of events.values()) throwIfMissing(event)
   const ordered = parentsFirst(events)
   for (let start = 0; start < ordered.length; start += MAX_NEW_EVENTS) {
     const batch = ordered.slice(start, start + MAX_NEW_EVENTS)
@@ -108,7 +107,12 @@ export function createEventSource(session: Session): BlockFetcher {
   }
 }
 
-/** Tells a clock of one event, and of those before it in the same call. */
+/**
+ * Tells a clock of one event, and of those before it in the same call.
+ *
+ * @throws {@link MissingEventError} when one before it is needed and cannot be
+ *   read, {@link ServiceError} when the clock lacks more than one call may bring
+ */
 export async function advanceTo(
   session: Session,
   clock: Clock,
@@ -141,10 +145,14 @@ export async function advanceTo(
         { cause }
       )
     }
-    if (!more || !session.config.serviceUrl) throw cause
+    if (!more) throw cause
+    const { serviceUrl } = session.config
+    const hint = serviceUrl
+      ? `\`bluesky-backups clock fork --to ${serviceUrl.href} --event ${link}\` tells it of all`
+      : '`bluesky-backups clock diverge --with URL --merge` brings it all that the service at URL has'
     throw new ServiceError(
       'TooManyEvents',
-      `the clock lacks more than ${MAX_NEW_EVENTS} events before this one; \`bluesky-backups clock fork --to ${session.config.serviceUrl.href} --event ${link}\` tells it of all`,
+      `the clock lacks more than ${MAX_NEW_EVENTS} events before this one; ${hint}`,
       { cause }
     )
   }

@@ -500,6 +500,20 @@ describe('the clock on the command line', () => {
       assert.equal(tooMany.code, 1)
       assert.equal(tooMany.json.error.name, 'TooManyEvents')
       assert.match(tooMany.json.error.message, /clock fork --to/)
+      const orphan = await agent.run([
+        ...['clock', 'advance', chains[0]![12]!.cid.toString()],
+        ...[...flags, '--json'],
+      ])
+      assert.equal(orphan.json.error.name, 'MissingEventError')
+      assert.ok(orphan.json.error.message.includes(late.cid.toString()))
+      // A clock that the agent keeps itself is told in other ways.
+      const bystander = await createAgent('bystander')
+      const alone = await bystander.run([
+        ...['clock', 'advance', tips[1]!.toString(), '--json'],
+      ])
+      assert.equal(alone.json.error.name, 'TooManyEvents')
+      assert.match(alone.json.error.message, /clock diverge --with URL --merge/)
+      assert.deepEqual(await headOf(bystander), [])
 
       await tools.put([late])
       const moved = await agent.json(argv)
