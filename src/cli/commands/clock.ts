@@ -242,7 +242,9 @@ function createMergeCommand(clock: Command, context: CommandContext): void {
           merges.length === 0
             ? head.length === 0
               ? 'no events yet; nothing to merge'
-              : `nothing to merge: the clock has one head\n${head.join('\n')}`
+              : head.length === 1
+                ? `nothing to merge: the clock has one head\n${head.join('\n')}`
+                : `nothing was merged\n${describeHead(head)}`
             : [...merges.map(describeMerge), describeHead(head)].join('\n'),
       }
     }
