@@ -14,6 +14,7 @@ import {
 import { unknownEvents } from './clock-transfer.ts'
 import { MissingEventError } from './errors.ts'
 import { printable } from './format.ts'
+import { createLastHead } from './last-head.ts'
 import type { Io } from './io.ts'
 import { openWriter } from './run.ts'
 import type { Session } from './session.ts'
@@ -76,19 +77,24 @@ export async function mergeHead(
   return { merges, head: sorted(heads) }
 }
 
-/** Heads that this agent can find out: its own, and those of the service. */
+/**
+ * Heads that this agent can find out: its own, the one it was told last, and
+ * that of the service.
+ */
 export async function findHeads(session: Session): Promise<EventLink[]> {
   const { clock } = await session.stores()
   const heads = (await clock.head(session.space())).map(
     (cid) => CID.parse(cid) as EventLink
   )
-  if (!session.config.serviceUrl) return heads
+  const { config } = session
+  heads.push(...(await createLastHead(config.home, session.space()).read()))
+  if (!config.serviceUrl) return heads
   try {
     const service = session.clockAt(await session.service())
     heads.push(...(await service.head()))
   } catch (error) {
     session.warn(
-      `the head at ${session.config.serviceUrl.href} is not known: ${printable(error instanceof Error ? error.message : String(error))}`
+      `the head at ${config.serviceUrl.href} is not known: ${printable(error instanceof Error ? error.message : String(error))}`
     )
   }
   return heads

@@ -1,8 +1,9 @@
-import { mkdir, readdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Delegation } from '@ucanto/core'
 import type { Delegation as DelegationView } from '@ucanto/interface'
 import { AgentFileError } from './errors.ts'
+import { writeWhole } from './files.ts'
 import type { Session } from './session.ts'
 
 const SUFFIX = '.ucan'
@@ -34,10 +35,7 @@ export function createIssuedDelegations(folder: string): IssuedDelegations {
   const write = async (delegation: DelegationView, suffix: string) => {
     const { ok, error } = await delegation.archive()
     if (error) throw error
-    await mkdir(folder, { recursive: true, mode: 0o700 })
-    const path = join(folder, `${delegation.cid.toString()}${suffix}`)
-    await writeFile(`${path}.new`, ok, { mode: 0o600, flush: true })
-    await rename(`${path}.new`, path)
+    await writeWhole(join(folder, `${delegation.cid.toString()}${suffix}`), ok)
   }
   return {
     keep: (delegation) => write(delegation, SUFFIX),

@@ -25,6 +25,7 @@ import { createAgentStore } from './agent-store.ts'
 import { proofsFor } from './authority.ts'
 import { NoSpaceError, UsageError } from './errors.ts'
 import { printLine, type Io } from './io.ts'
+import { createLastHead } from './last-head.ts'
 import { createLocalClock, pushLocalClock } from './local-clock.ts'
 import { readAgentConfig, type AgentConfig, type Flags } from './options.ts'
 import { refused } from './service.ts'
@@ -187,10 +188,12 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
       return session.clockAt(service)
     },
     clockAt: (service) =>
-      explained(
-        createClock(clockAuthority(service), {
-          connection: service.connection,
-        })
+      createLastHead(config.home, session.space()).keep(
+        explained(
+          createClock(clockAuthority(service), {
+            connection: service.connection,
+          })
+        )
       ),
     async [Symbol.asyncDispose]() {
       const opened = await stores?.catch(() => undefined)

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
 import { CID } from 'multiformats/cid'
@@ -417,6 +418,7 @@ describe('the clock on the command line', () => {
       const third = await startOne()
       const argv = ['clock', 'fork', '--to', third.url.href]
       const dead = { env: { BLUESKY_BACKUPS_SERVICE_URL: NOWHERE } }
+      await rm(join(agent.home, 'heads'), { recursive: true })
       const lost = await agent.run([...argv, '--json'], dead)
       assert.equal(lost.code, 1)
       assert.equal(lost.json.error.name, 'MissingEventError')
@@ -430,6 +432,17 @@ describe('the clock on the command line', () => {
       assert.match(stdout, /was told of 3 events; its head:/)
       const flags = ['--service', third.url.href]
       assert.deepEqual(await headOf(agent, flags), [events[2]])
+    })
+
+    it('moves from the head that the old service told last', async () => {
+      const head = await headOf(agent)
+      const third = await startOne()
+      const { code, stderr } = await agent.run(
+        ['clock', 'fork', '--to', third.url.href],
+        { env: { BLUESKY_BACKUPS_SERVICE_URL: NOWHERE } }
+      )
+      assert.equal(code, 0, stderr)
+      assert.deepEqual(await headOf(agent, ['--service', third.url.href]), head)
     })
 
     it('moves from the clock of the agent itself', async () => {
