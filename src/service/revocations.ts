@@ -9,6 +9,7 @@ import type {
 import { provide } from '@ucanto/server'
 import { Revoked } from '@ucanto/validator'
 import { LRUCache } from 'lru-cache'
+import PQueue from 'p-queue'
 import type { Logger } from 'pino'
 import type { Time } from '../backup/index.ts'
 import { Revocation } from '../capabilities/index.ts'
@@ -20,6 +21,9 @@ import { checkReadable, failure } from './invocation.ts'
 
 /** Delegations of which is remembered that the upload service knows no revocation. */
 const MAX_REMEMBERED = 100_000
+
+/** Questions to the upload service at the same time: chains may be long. */
+const CONCURRENT_QUESTIONS = 8
 
 /** Milliseconds in which an upload service that failed is not asked again. */
 const RECOVERY = 10_000
@@ -57,6 +61,7 @@ export function createRevocations({
   logger,
 }: RevocationsOptions): Revocations {
   const asked = new LRUCache<string, number>({ max: MAX_REMEMBERED })
+  const questions = new PQueue({ concurrency: CONCURRENT_QUESTIONS })
   let failedUntil = 0
 
   const isFresh = (delegation: string) => {
@@ -71,12 +76,18 @@ export function createRevocations({
     if (time.now() < failedUntil) return false
     try {
       await Promise.all(
-        due.map(async (delegation) => {
-          for (const { revoker, cause } of await reader.read(delegation)) {
-            await store.add({ delegation, revoker, cause, created: time.now() })
-          }
-          asked.set(delegation, time.now())
-        })
+        due.map((delegation) =>
+          questions.add(async () => {
+            // One that failed answers for those that wait behind it.
+            if (time.now() < failedUntil) throw new Error('it failed just now')
+            const found = await reader.read(delegation)
+            for (const { revoker, cause } of found) {
+              const created = time.now()
+              await store.add({ delegation, revoker, cause, created })
+            }
+            asked.set(delegation, time.now())
+          })
+        )
       )
       return true
     } catch (cause) {

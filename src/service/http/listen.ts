@@ -15,6 +15,9 @@ const TIMEOUTS = {
   connectionsCheckingInterval: 5_000,
 }
 
+/** Authorizations with their proofs come in a header, in bytes. */
+const MAX_HEADER_SIZE = 64 * 1024
+
 /** Requests under way may take so long when the server closes, in milliseconds. */
 const CLOSE_TIMEOUT = 5_000
 
@@ -38,7 +41,7 @@ export async function listen(
   const server = createAdaptorServer({
     fetch: handle,
     overrideGlobalObjects: false,
-    serverOptions: TIMEOUTS,
+    serverOptions: { ...TIMEOUTS, maxHeaderSize: MAX_HEADER_SIZE },
   }) as Server
   server.listen(port, host)
   try {

@@ -72,6 +72,15 @@ describe('watching a clock', () => {
     await heads.return()
   })
 
+  it('takes proofs that are longer than most headers', async () => {
+    proof = await allow(space, alice, ['clock/*'], {
+      nb: { filling: 'x'.repeat(16 * 1024) },
+    })
+    const heads = watching()
+    assert.deepEqual(await next(heads), [])
+    await heads.return()
+  })
+
   it('sees what another process takes', async () => {
     await using folder = await createFolder()
     const flags = { dataFolder: folder.path }
