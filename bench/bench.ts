@@ -11,6 +11,7 @@ const BENCHMARKS: Record<string, () => Promise<{ run: Benchmark }>> = {
   first: () => import('./first.ts'),
   incremental: () => import('./incremental.ts'),
   memory: () => import('./memory.ts'),
+  clock: () => import('./clock.ts'),
   merge: () => import('./merge.ts'),
 }
 
@@ -21,6 +22,7 @@ const USAGE = `Usage: npm run bench -- NAME [--json]
   first         a first backup, beside its download alone and its upload alone
   incremental   a backup after one post, beside uploading the whole CAR
   memory        peak memory of a large backup, beside its limit
+  clock         advances and heads a second, beside the published clock's
   merge         a merge by a writer who missed events, beside the pail library's
 
 Each figure is printed as a ratio to the peer's.

@@ -105,7 +105,7 @@ export interface ServiceProcess extends AsyncDisposable {
 }
 
 export async function startServiceProcess(
-  network: Network
+  network: Pick<Network, 'environment'>
 ): Promise<ServiceProcess> {
   const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-bench-'))
   const child = spawn(
