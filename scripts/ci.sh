@@ -12,6 +12,8 @@ export NO_COLOR=1 FORCE_COLOR=0 MOCHA_COLORS=0
 passed=0
 failed=0
 status=0
+# What failed, told once more at the end: a log is often kept from its end.
+failures=$(mktemp)
 # Runs a suite and adds up its counts. Mocha tells them as "N passing" and
 # "N failing"; a suite that tells nothing has failed.
 suite() {
@@ -24,6 +26,7 @@ suite() {
   sed -i -E "s/${escape}\\[[0-9;]*m//g" "$log"
   p=$(sed -nE 's/^ *([0-9]+) passing.*/\1/p' "$log" | tail -n 1)
   f=$(sed -nE 's/^ *([0-9]+) failing.*/\1/p' "$log" | tail -n 1)
+  sed -nE '/^ *[0-9]+ failing/,$ p' "$log" | sed '/^-----.*|/,$ d' >>"$failures"
   rm -f "$log"
   if [ -z "$p" ] && [ -z "$f" ]; then f=1; fi
   passed=$((passed + ${p:-0}))
@@ -38,5 +41,7 @@ npm run types || status=1
 npm run build || status=1
 npm run demo -- --json || status=1
 
+cat "$failures"
+rm -f "$failures"
 echo "$passed passed, $failed failed"
 exit "$status"
