@@ -110,4 +110,33 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0004-heads-in-clocks': {
+    async up(
+      db: Kysely<{ heads: Head; clocks: { space: string; head: string } }>
+    ) {
+      await db.schema
+        .alterTable('clocks')
+        .addColumn('head', 'text', (column) => column.notNull().defaultTo('[]'))
+        .execute()
+      const heads = new Map<string, string[]>()
+      const rows = await db.selectFrom('heads').selectAll().execute()
+      for (const { space, event } of rows) {
+        heads.set(space, [...(heads.get(space) ?? []), event])
+      }
+      for (const [space, events] of heads) {
+        await db
+          .updateTable('clocks')
+          .set({ head: JSON.stringify(events.sort()) })
+          .where('space', '=', space)
+          .execute()
+      }
+      await db.schema.dropTable('heads').execute()
+    },
+  },
+}
+
+interface Head {
+  space: string
+  event: string
 }

@@ -2,9 +2,9 @@ import type { RunState } from './interface.ts'
 
 /** Rows as both databases hold them; see `migrations.ts`. */
 export interface Tables {
-  clocks: { space: string }
+  /** `head` is a JSON array of CIDs, sorted. */
+  clocks: { space: string; head: string }
   events: { space: string; event: string; bytes: Uint8Array }
-  heads: { space: string; event: string }
   runs: RunRow
   receipts: { task: string; bytes: Uint8Array }
   spaces: { space: string; provisioned: number; checked: number }

@@ -117,7 +117,7 @@ describe('stores on SQLite', () => {
   it('leaves out row locks and nothing else', async () => {
     await using db = await openSqlite(':memory:')
     await createClockStore(db).advance(alice, [eventOf('a'), eventOf('b')])
-    const spaces = db.selectFrom('heads').select('space').distinct()
+    const spaces = db.selectFrom('events').select('space').distinct()
     const rows = []
     for await (const row of spaces.forUpdate().skipLocked().stream()) {
       rows.push(row)
