@@ -62,9 +62,9 @@ async function collectEvents(
   const blocks = attachedBlocks(invocation)
   const found = new Map<string, ClockEvent>()
   const first = event.toString()
-  // Most advances bring one event: what there is to ask is asked at once.
-  const fresh = new Set(await unknown([first, ...parentsIn(blocks, first)]))
-  let wave = fresh.has(first) ? [first] : []
+  // One that is there is looked at before anybody is asked: most likely it is
+  // new, and its parents are not. If it is known, nothing comes of it.
+  let wave = blocks.has(first) ? [first] : await unknown([first])
   while (wave.length > 0) {
     const parents = new Set<string>()
     for (const cid of wave) {
@@ -92,16 +92,9 @@ async function collectEvents(
         if (!found.has(parent)) parents.add(parent)
       }
     }
-    if (wave[0] === first) wave = [...parents].filter((cid) => fresh.has(cid))
-    else wave = parents.size > 0 ? await unknown([...parents]) : []
+    wave = parents.size > 0 ? await unknown([...parents]) : []
   }
   return ok(parentsFirst(found))
-}
-
-/** @returns the event's parents, if it is there and can be read */
-function parentsIn(blocks: Map<string, Block>, event: string): string[] {
-  const block = blocks.get(event)
-  return (block && decode(block).ok) ?? []
 }
 
 function decode(block: Block) {

@@ -1,14 +1,13 @@
 /** Keeps a query far below the parameters that SQLite takes, 32,766. */
 const BATCH = 1_000
 
-/** Calls `query` with at most {@link BATCH} items at a time, one after another. */
-export async function inBatches<T>(
-  items: T[],
-  query: (batch: T[]) => Promise<unknown>
-): Promise<void> {
-  for (let start = 0; start < items.length; start += BATCH) {
-    await query(items.slice(start, start + BATCH))
+/** @returns the items in batches; of none, one that is empty */
+export function batchesOf<T>(items: T[]): T[][] {
+  const batches = [items.slice(0, BATCH)]
+  for (let start = BATCH; start < items.length; start += BATCH) {
+    batches.push(items.slice(start, start + BATCH))
   }
+  return batches
 }
 
 /** Both drivers answer a `Buffer`; what leaves the stores is a plain array. */
