@@ -1,5 +1,4 @@
-import { sql } from 'kysely'
-import type { Kysely } from 'kysely'
+import { sql, SqliteAdapter, type Kysely } from 'kysely'
 import type { Migration } from 'kysely/migration'
 
 /** PostgreSQL's name; SQLite keeps bytes as bytes whatever the column's type. */
@@ -112,9 +111,7 @@ export const migrations: Record<string, Migration> = {
   },
 
   '0004-heads-in-clocks': {
-    async up(
-      db: Kysely<{ heads: Head; clocks: { space: string; head: string } }>
-    ) {
+    async up(db: Kysely<Before>) {
       await db.schema
         .alterTable('clocks')
         .addColumn('head', 'text', (column) => column.notNull().defaultTo('[]'))
@@ -132,11 +129,30 @@ export const migrations: Record<string, Migration> = {
           .execute()
       }
       await db.schema.dropTable('heads').execute()
+      // SQLite would write each of its rows twice: beside its key, and under
+      // a number of its own.
+      if (db.getExecutor().adapter instanceof SqliteAdapter) {
+        for (const table of ['events', 'clocks']) await dropRowids(db, table)
+      }
     },
   },
 }
 
-interface Head {
-  space: string
-  event: string
+async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {
+  const { sql: create } = await db
+    .selectFrom('sqlite_master')
+    .select('sql')
+    .where('type', '=', 'table')
+    .where('name', '=', table)
+    .executeTakeFirstOrThrow()
+  await sql`alter table ${sql.table(table)} rename to replaced`.execute(db)
+  await sql.raw(`${create} without rowid`).execute(db)
+  await sql`insert into ${sql.table(table)} select * from replaced`.execute(db)
+  await sql`drop table replaced`.execute(db)
+}
+
+interface Before {
+  heads: { space: string; event: string }
+  clocks: { space: string; head: string }
+  sqlite_master: { name: string; type: string; sql: string }
 }

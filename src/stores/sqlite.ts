@@ -90,7 +90,7 @@ function keepingStatements(database: Database.Database): SqliteDatabase {
         statement = database.prepare(text)
         statements.set(text, statement)
       }
-      return statement as unknown as SqliteStatement
+      return statement
     },
     close: () => database.close(),
   }

@@ -12,9 +12,11 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Database from 'better-sqlite3'
-import { sql } from 'kysely'
+import { Kysely, sql, SqliteDialect } from 'kysely'
+import { Migrator } from 'kysely/migration'
 import { createClockStore } from '../../src/stores/clock.ts'
 import { openStores } from '../../src/stores/index.ts'
+import { migrations } from '../../src/stores/migrations.ts'
 import { openSqlite } from '../../src/stores/sqlite.ts'
 import { clockStoreContract } from './contract/clock.ts'
 import { bind, bindShared } from './contract/contract.ts'
@@ -25,7 +27,7 @@ import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
 import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
-import { alice, eventOf } from './contract/samples.ts'
+import { alice, bob, eventOf } from './contract/samples.ts'
 import { sharedStoresContract } from './contract/shared.ts'
 
 interface TestFile extends TestDatabase {
@@ -184,6 +186,37 @@ describe('stores on SQLite', () => {
       .prepare(`select * from sqlite_master where name = 'clocks'`)
       .all()
     assert.deepEqual(clocks, [])
+  })
+
+  it('keeps the clocks of a database that an older version has made', async () => {
+    await using file = await createFile()
+    await mkdir(join(file.folder, 'data'))
+    {
+      await using db = new Kysely<never>({
+        dialect: new SqliteDialect({ database: new Database(file.path) }),
+      })
+      const old = Object.entries(migrations).slice(0, 3)
+      const migrator = new Migrator({
+        db,
+        provider: { getMigrations: async () => Object.fromEntries(old) },
+      })
+      assert.equal((await migrator.migrateToLatest()).error, undefined)
+    }
+    {
+      using database = disposable(new Database(file.path))
+      database.exec(`
+        insert into clocks values ('${alice}'), ('${bob}');
+        insert into events values ('${alice}', 'b', x'02'), ('${alice}', 'a', x'01'), ('${alice}', 'c', x'03');
+        insert into heads values ('${alice}', 'c'), ('${alice}', 'b')`)
+    }
+    await using stores = await openStores(file.options)
+    assert.deepEqual(await stores.clock.head(alice), ['b', 'c'])
+    assert.deepEqual(await stores.clock.head(bob), [])
+    assert.deepEqual(await stores.clock.event(alice, 'a'), new Uint8Array([1]))
+    assert.deepEqual(
+      await stores.clock.advance(alice, [eventOf('d', 'b', 'a')]),
+      ['c', 'd']
+    )
   })
 
   it('refuses a database that a newer version has migrated', async () => {
