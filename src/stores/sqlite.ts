@@ -18,7 +18,6 @@ import type {
   SelectModifierNode,
   SqliteDatabase,
   SqliteDialectConfig,
-  SqliteStatement,
 } from 'kysely'
 import { LRUCache } from 'lru-cache'
 import { StoreUnavailableError } from './errors.ts'
