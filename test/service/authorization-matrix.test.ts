@@ -736,7 +736,7 @@ const rows: Record<string, Row> = {
     outcome: 'InvalidEvent',
     send: async ({ invoke, space, alice }) => {
       const { cid, root } = await allow(space, alice, ['clock/*'])
-      return invoke({ nb: { event: cid }, attach: [root as Block] })
+      return invoke({ nb: { event: cid }, attach: [root] })
     },
   },
 
@@ -884,7 +884,7 @@ describe('authorization', () => {
           : { notBefore: parts.notBefore }),
         facts: [Object.fromEntries(attach.map(({ cid }) => [`${cid}`, cid]))],
       })
-      for (const block of attach) invocation.attach(block as never)
+      for (const block of attach) invocation.attach(block)
       return invocation
     }
     return {
@@ -1004,7 +1004,7 @@ async function requestOf(invocation: DelegationView): Promise<Uint8Array> {
 }
 
 function blocksOf(delegation: DelegationView): Block[] {
-  return [...delegation.iterateIPLDBlocks()] as unknown as Block[]
+  return [...delegation.iterateIPLDBlocks()]
 }
 
 function proofOf({ proofs: [proof] }: DelegationView): CID {

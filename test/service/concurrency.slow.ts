@@ -198,5 +198,5 @@ async function backupOf(number: number): Promise<Link<Backup>> {
   return CID.createV1(
     dagCBOR.code,
     await sha256.digest(bytes)
-  ) as unknown as Link<Backup>
+  )
 }
