@@ -19,7 +19,7 @@ import type { Run } from '../stores/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
 import { InvalidBodyError } from './errors.ts'
-import { attachedBlocks, checkReadable, failure } from './invocation.ts'
+import { attachedBlocks, checkReadable, failure, messageOf } from './invocation.ts'
 
 /** Runs that `backup/status` lists for a Space. */
 const LISTED_RUNS = 20
@@ -149,7 +149,7 @@ async function findAuthority(
     })
     if (allowed.error) {
       lacking.push(can)
-      reason ||= allowed.error.message
+      reason ||= messageOf(allowed.error)
     }
   }
   return lacking.length === 0

@@ -17,7 +17,7 @@ import {
   RateLimitedError,
   TooManySignaturesError,
 } from './errors.ts'
-import { checkReadable, failure } from './invocation.ts'
+import { checkReadable, failure, messageOf } from './invocation.ts'
 import { createRevocationService } from './revocations.ts'
 import { createValidation } from './validation.ts'
 
@@ -184,7 +184,7 @@ function plain({ ok, error }: Answer): Answer {
   return {
     error: {
       name: error.name,
-      message: error.message.slice(0, MAX_MESSAGE_LENGTH),
+      message: messageOf(error).slice(0, MAX_MESSAGE_LENGTH),
       ...('retryAfter' in error ? { retryAfter: error.retryAfter } : {}),
     },
   }

@@ -698,6 +698,22 @@ const rows: Record<string, Row> = {
     outcome: 'Unauthorized',
     send: ({ invoke }) => invoke({ nb: { event: 'bafy' }, attach: [] }),
   },
+  'an event that is an integer which JSON does not have': {
+    outcome: 'Unauthorized',
+    because: /cannot be described/,
+    send: ({ invoke }) => invoke({ nb: { event: 2n ** 63n }, attach: [] }),
+  },
+  'backup/run with a delegation about such an integer': {
+    outcome: 'InsufficientDelegation',
+    because: /cannot be described/,
+    send: async ({ run, space, service }) =>
+      run(
+        {},
+        await allow(space, service.agent, BACKUP_ABILITIES, {
+          nb: { event: 2n ** 63n },
+        })
+      ),
+  },
   'no event': {
     outcome: 'Unauthorized',
     send: ({ invoke }) => invoke({ nb: {}, attach: [] }),

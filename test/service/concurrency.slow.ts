@@ -195,8 +195,5 @@ async function readHead(
 
 async function backupOf(number: number): Promise<Link<Backup>> {
   const bytes = dagCBOR.encode({ number })
-  return CID.createV1(
-    dagCBOR.code,
-    await sha256.digest(bytes)
-  )
+  return CID.createV1(dagCBOR.code, await sha256.digest(bytes))
 }
