@@ -19,13 +19,15 @@ const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-bench-clock-'))
 const heads = new Map<string, CID[]>()
 const turns = new Map<string, Promise<unknown>>()
 
+let writes = 0
 const write = async (name: string, bytes: Uint8Array | string) => {
   const path = join(folder, name)
-  const file = await open(`${path}.new`, 'w')
+  const draft = `${path}.${writes++}`
+  const file = await open(draft, 'w')
   await file.writeFile(bytes)
   await file.sync()
   await file.close()
-  await rename(`${path}.new`, path)
+  await rename(draft, path)
 }
 
 const stored = {

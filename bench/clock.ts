@@ -25,7 +25,7 @@ import {
 import { startServiceProcess } from './setup.ts'
 
 const CONNECTIONS = [1, 32]
-const ADVANCES = 960
+const ADVANCES = 640
 /** Events of a clock that its stale writers have missed. */
 const HISTORY = 1_000
 /** Writers at the same clock at the same time. */
