@@ -24,6 +24,7 @@ import type { Block } from '../../src/space/interface.ts'
 import { openStores, type Stores } from '../../src/stores/index.ts'
 import {
   allow,
+  attest,
   createActors,
   eventOf,
   seconds,
@@ -1129,26 +1130,5 @@ async function loggedIn(
   return invoke({
     issuer,
     proofs: [login, ...(await attestations(login, issuer))],
-  })
-}
-
-/** What an upload service says of a login that it has confirmed by email. */
-function attest(
-  attester: Signer,
-  login: DelegationView,
-  audience: Principal,
-  expiration = Infinity
-): Promise<DelegationView> {
-  return delegate({
-    issuer: attester,
-    audience,
-    capabilities: [
-      {
-        can: 'ucan/attest',
-        with: attester.did() as `did:web:${string}`,
-        nb: { proof: login.cid },
-      },
-    ],
-    expiration,
   })
 }

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict'
 import type { Backup, Link, State } from '../../src/space/index.ts'
 import {
-  DecodeError,
   TOMBSTONE,
   accounts,
   buildPail,
