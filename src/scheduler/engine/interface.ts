@@ -10,12 +10,7 @@ import type { Time } from '../../backup/interface.ts'
 import type { Tables } from '../../stores/index.ts'
 
 export type JSONValue =
-  | null
-  | boolean
-  | number
-  | string
-  | JSONValue[]
-  | { [name: string]: JSONValue }
+  null | boolean | number | string | JSONValue[] | { [name: string]: JSONValue }
 
 /** Something to be done once. */
 export interface NewJob {

@@ -1,0 +1,6 @@
+export { createEmbeddedEngine } from './embedded.ts'
+export type * from './interface.ts'
+export { openPgBossEngine } from './pg-boss.ts'
+export type { PgBossOptions } from './pg-boss.ts'
+export { ENGINE_POLICY, retryWithBackoff } from './policy.ts'
+export type { BackoffOptions } from './policy.ts'
