@@ -2,12 +2,12 @@ import type { Kysely } from 'kysely'
 import type { Tables } from '../../stores/index.ts'
 import type { DeadLetter, JSONValue } from './interface.ts'
 import { attemptOf } from './queue.ts'
-import type { Settlement } from './queue.ts'
+import type { ClaimedJob } from './queue.ts'
 
 /** Keeps a job that was given up, and forgets those that died before `oldest`. */
 export async function bury(
   db: Kysely<Tables>,
-  { claim, job }: Settlement,
+  { claim, job }: ClaimedJob,
   error: { name: string; message: string },
   { now, oldest }: { now: number; oldest: number }
 ): Promise<void> {

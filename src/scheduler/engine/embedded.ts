@@ -10,7 +10,7 @@ import type {
   NewJob,
 } from './interface.ts'
 import { ENGINE_POLICY } from './policy.ts'
-import type { Claim, ClaimedJob, JobQueue, Settlement } from './queue.ts'
+import type { Claim, ClaimedJob, JobQueue } from './queue.ts'
 import { attemptOf } from './queue.ts'
 import { createEngine } from './worker.ts'
 
@@ -73,34 +73,42 @@ function createQueue(
       return database.transaction().execute(async (transaction) => {
         const kept = new Set<string>()
         for (const claim of claims) {
-          const { numUpdatedRows } = await transaction
-            .updateTable('jobs')
-            .set({ lease_expiration: leaseExpiration })
-            .where('id', '=', claim.id)
-            .where('claims', '=', claim.claims)
-            .where(active)
-            .executeTakeFirst()
-          if (numUpdatedRows > 0n) kept.add(claim.id)
+          const held = await update(transaction, claim, {
+            lease_expiration: leaseExpiration,
+          })
+          if (held) kept.add(claim.id)
         }
         return kept
       })
     },
 
-    async settle(settlements) {
-      const now = time.now()
-      const oldest = now - policy.deadLetters
-      return database.transaction().execute(async (transaction) => {
-        const ended = new Set<string>()
-        for (const settlement of settlements) {
-          const { claim, ending } = settlement
-          const held = await end(transaction, settlement, now)
-          if (!held) continue
-          ended.add(claim.id)
-          if ('dead' in ending) {
-            await bury(transaction, settlement, ending.dead, { now, oldest })
-          }
+    complete: (claims) =>
+      database.transaction().execute(async (transaction) => {
+        const done = new Set<string>()
+        for (const claim of claims) {
+          if (await remove(transaction, claim)) done.add(claim.id)
         }
-        return ended
+        return done
+      }),
+
+    async settle({ claim, job }, ending) {
+      const now = time.now()
+      if ('retry' in ending) {
+        return update(database, claim, {
+          state: 'queued',
+          owner: null,
+          lease_expiration: null,
+          start_after: now + ending.retry,
+          excused: claim.excused + (ending.excused ? 1 : 0),
+        })
+      }
+      return database.transaction().execute(async (transaction) => {
+        const held = await remove(transaction, claim)
+        const oldest = now - policy.deadLetters
+        if (held) {
+          await bury(transaction, { claim, job }, ending.dead, { now, oldest })
+        }
+        return held
       })
     },
 
@@ -219,31 +227,30 @@ async function claimOne(
 }
 
 /** @returns whether the claim was still held */
-async function end(
+async function update(
   db: Kysely<Tables>,
-  { claim, ending }: Settlement,
-  now: number
+  { id, claims }: Claim,
+  changes: Partial<JobRow>
 ): Promise<boolean> {
-  if ('retry' in ending) {
-    const { numUpdatedRows } = await db
-      .updateTable('jobs')
-      .set({
-        state: 'queued',
-        owner: null,
-        lease_expiration: null,
-        start_after: now + ending.retry,
-        excused: claim.excused + (ending.excused ? 1 : 0),
-      })
-      .where('id', '=', claim.id)
-      .where('claims', '=', claim.claims)
-      .where(active)
-      .executeTakeFirst()
-    return numUpdatedRows > 0n
-  }
+  const { numUpdatedRows } = await db
+    .updateTable('jobs')
+    .set(changes)
+    .where('id', '=', id)
+    .where('claims', '=', claims)
+    .where(active)
+    .executeTakeFirst()
+  return numUpdatedRows > 0n
+}
+
+/** @returns whether the claim was still held */
+async function remove(
+  db: Kysely<Tables>,
+  { id, claims }: Claim
+): Promise<boolean> {
   const { numDeletedRows } = await db
     .deleteFrom('jobs')
-    .where('id', '=', claim.id)
-    .where('claims', '=', claim.claims)
+    .where('id', '=', id)
+    .where('claims', '=', claims)
     .where(active)
     .executeTakeFirst()
   return numDeletedRows > 0n

@@ -23,7 +23,11 @@ export interface NewJob {
    * the host that {@link JobEngine.outstanding} counts it for.
    */
   slot: string
-  /** Higher goes first, an integer; among equals the older one does. */
+  /**
+   * Higher goes first, an integer; among equals the older one does. On
+   * PostgreSQL those that are 0 or less may overtake each other a little, and
+   * take a slot that becomes free at the moment before one above 0 does.
+   */
   priority: number
   /** What the handler needs to know. */
   data: JSONValue

@@ -5,7 +5,7 @@ import type {
   CommandResponse,
   ConnectionOptions,
   FetchOptions,
-  JobWithMetadata,
+  Job,
 } from 'pg-boss'
 import { StoreUnavailableError } from '../../stores/index.ts'
 import type { Tables } from '../../stores/index.ts'
@@ -13,11 +13,11 @@ import { bury, countDead, readDeadLetters } from './dead-jobs.ts'
 import type {
   EngineOptions,
   EnginePolicy,
-  JSONValue,
   JobEngine,
+  NewJob,
 } from './interface.ts'
 import { ENGINE_POLICY } from './policy.ts'
-import type { Claim, ClaimedJob, JobQueue, Settlement } from './queue.ts'
+import type { Claim, ClaimedJob, JobQueue } from './queue.ts'
 import { attemptOf } from './queue.ts'
 import { createEngine } from './worker.ts'
 
@@ -30,7 +30,7 @@ const DAY_SECONDS = 24 * 60 * 60
 const CONNECTIONS = 4
 
 /** pg-boss takes no shorter lease, in milliseconds. */
-export const MIN_LEASE = 10_000
+const MIN_LEASE = 10_000
 
 export interface PgBossOptions extends EngineOptions {
   /** `postgres://user:password@host:port/database`, the one `database` is of. */
@@ -42,19 +42,15 @@ export interface PgBossOptions extends EngineOptions {
 }
 
 /** What a row of pg-boss holds for us. */
-interface Payload {
-  kind: string
-  key: string
+interface Payload extends Omit<NewJob, 'startAfter'> {
   excused: number
-  data: JSONValue
 }
 
 /**
  * Opens the engine on PostgreSQL, which any number of processes share. Leases
  * are told by the clock of the database.
  *
- * @param options.policy - `lease` is at least {@link MIN_LEASE}, in whole
- *   seconds
+ * @param options.policy - `lease` is at least 10,000 ms, in whole seconds
  * @throws StoreUnavailableError
  *
  * @example
@@ -131,21 +127,17 @@ async function openQueue(
   }
 
   const fetch = async (options: FetchOptions) =>
-    (
-      await boss.fetch<Payload>(QUEUE, { ...options, includeMetadata: true })
-    ).map(toClaimed)
+    (await boss.fetch<Payload>(QUEUE, options)).map(toClaimed)
 
   return {
     async insert(jobs, transaction) {
       const now = time.now()
-      const rows = jobs.map(
-        ({ kind, key, slot, priority, data, startAfter = now }) => ({
-          data: { kind, key, excused: 0, data } satisfies Payload,
-          singletonKey: slot,
-          priority,
-          startAfter: toInterval(startAfter - now),
-        })
-      )
+      const rows = jobs.map((job) => ({
+        data: toPayload(job, 0),
+        singletonKey: job.slot,
+        priority: job.priority,
+        startAfter: toInterval((job.startAfter ?? now) - now),
+      }))
       const ids = await boss.insert(QUEUE, rows, {
         returnId: true,
         ...within(transaction),
@@ -172,30 +164,31 @@ async function openQueue(
     keep: async (claims) =>
       settledIds(await boss.touch(QUEUE, claims.map(toAttempt))),
 
-    async settle(settlements) {
-      const now = time.now()
-      const ended = new Set<string>()
-      const [done, others] = split(settlements)
-      await database.transaction().execute(async (transaction) => {
+    complete: async (claims) =>
+      settledIds(await boss.deleteJob(QUEUE, claims.map(toAttempt))),
+
+    settle: ({ claim, job }, ending) =>
+      database.transaction().execute(async (transaction) => {
+        const attempt = toAttempt(claim)
         const options = within(transaction)
-        if (done.length > 0) {
-          const attempts = done.map(({ claim }) => toAttempt(claim))
-          const response = await boss.deleteJob(QUEUE, attempts, options)
-          for (const id of settledIds(response)) ended.add(id)
+        if ('retry' in ending) {
+          const failed = await boss.fail(QUEUE, attempt, null, options)
+          if (!settledIds(failed).has(claim.id)) return false
+          const excused = claim.excused + (ending.excused ? 1 : 0)
+          await boss.update(QUEUE, toPayload(job, excused), {
+            id: claim.id,
+            startAfter: toInterval(ending.retry),
+            ...options,
+          })
+          return true
         }
-        for (const settlement of others) {
-          const held = await end(boss, settlement, options)
-          if (!held) continue
-          ended.add(settlement.claim.id)
-          if ('dead' in settlement.ending) {
-            const oldest = now - policy.deadLetters
-            const { dead } = settlement.ending
-            await bury(transaction, settlement, dead, { now, oldest })
-          }
-        }
-      })
-      return ended
-    },
+        const deleted = await boss.deleteJob(QUEUE, attempt, options)
+        if (!settledIds(deleted).has(claim.id)) return false
+        const now = time.now()
+        const oldest = now - policy.deadLetters
+        await bury(transaction, { claim, job }, ending.dead, { now, oldest })
+        return true
+      }),
 
     async outstanding() {
       const { rows } = await sql<{ host: string; jobs: number }>`
@@ -248,30 +241,6 @@ async function createKeyIndex(
   })
 }
 
-/** @returns whether the claim was still held */
-async function end(
-  boss: PgBoss,
-  { claim, job, ending }: Settlement,
-  options: ConnectionOptions
-): Promise<boolean> {
-  const attempt = toAttempt(claim)
-  if (!('retry' in ending)) {
-    const response = await boss.deleteJob(QUEUE, attempt, options)
-    return settledIds(response).has(claim.id)
-  }
-  const response = await boss.fail(QUEUE, attempt, null, options)
-  if (!settledIds(response).has(claim.id)) return false
-  const excused = claim.excused + (ending.excused ? 1 : 0)
-  const { kind, key, data } = job
-  const payload: Payload = { kind, key, excused, data }
-  await boss.update(QUEUE, payload, {
-    id: claim.id,
-    startAfter: toInterval(ending.retry),
-    ...options,
-  })
-  return true
-}
-
 function within(transaction: Kysely<Tables> | undefined): ConnectionOptions {
   return transaction ? { db: fromKysely(transaction) } : {}
 }
@@ -293,23 +262,19 @@ function settledIds(response: CommandResponse): Set<string> {
   return new Set(settled)
 }
 
-function split(settlements: Settlement[]): [Settlement[], Settlement[]] {
-  const { done = [], others = [] } = Object.groupBy(
-    settlements,
-    ({ ending }) => ('done' in ending ? 'done' : 'others')
-  )
-  return [done, others]
+function toPayload(
+  { kind, key, slot, priority, data }: NewJob,
+  excused: number
+): Payload {
+  return { kind, key, slot, priority, excused, data }
 }
 
 function toClaimed({
   id,
   retryCount,
-  singletonKey,
-  priority,
-  data: { kind, key, excused, data },
-}: JobWithMetadata<Payload> & { retryCount: number }): ClaimedJob {
+  data: payload,
+}: Job<Payload>): ClaimedJob {
+  const { excused, ...job } = payload
   const claim: Claim = { id, claims: retryCount + 1, excused }
-  const attempt = attemptOf(claim)
-  const slot = singletonKey ?? ''
-  return { claim, job: { id, kind, key, slot, priority, data, attempt } }
+  return { claim, job: { id, ...job, attempt: attemptOf(claim) } }
 }

@@ -12,12 +12,11 @@ export interface JobQueue {
   /** @returns ids of the jobs that are still held */
   keep(claims: Claim[]): Promise<Set<string>>
 
-  /**
-   * Ends claims, all or none, except those that are not held any more.
-   *
-   * @returns ids of the jobs whose claims were ended
-   */
-  settle(settlements: Settlement[]): Promise<Set<string>>
+  /** @returns ids of the jobs that were held, and are done now */
+  complete(claims: Claim[]): Promise<Set<string>>
+
+  /** @returns whether the job was held */
+  settle(claimed: ClaimedJob, ending: Unfinished): Promise<boolean>
 
   outstanding(): Promise<Map<string, number>>
   counts(): Promise<JobCounts>
@@ -39,14 +38,11 @@ export interface ClaimedJob {
   job: Job
 }
 
-/** How a claim ends. */
-export type Ending =
-  | { done: true }
+/** How a claim ends whose job is not done. */
+export type Unfinished =
   /** Back into the queue, for so many milliseconds. */
   | { retry: number; excused: boolean }
   | { dead: { name: string; message: string } }
-
-export type Settlement = ClaimedJob & { ending: Ending }
 
 export function attemptOf({ claims, excused }: Claim): number {
   return claims - excused

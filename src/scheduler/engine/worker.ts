@@ -1,3 +1,4 @@
+import { setImmediate as turn } from 'node:timers/promises'
 import PQueue from 'p-queue'
 import {
   EngineStoppingError,
@@ -15,10 +16,10 @@ import type {
   WorkOptions,
 } from './interface.ts'
 import { retryWithBackoff } from './policy.ts'
-import type { ClaimedJob, Ending, JobQueue, Settlement } from './queue.ts'
+import type { ClaimedJob, JobQueue, Unfinished } from './queue.ts'
 
-/** How many claims are ended in one transaction. */
-const SETTLE_BATCH = 100
+/** How many jobs are told to be done at once. */
+const DONE_BATCH = 100
 
 const defaultRetryPolicy = retryWithBackoff({
   min: 10_000,
@@ -32,9 +33,11 @@ interface Running extends ClaimedJob {
   kept: number
 }
 
-interface Settling {
+/** How a claim ends. */
+type Ending = { done: true } | Unfinished
+
+interface Done {
   running: Running
-  settlement: Settlement
   /** Answers whether the claim was still ours to end. */
   resolve: (held: boolean) => void
 }
@@ -48,7 +51,7 @@ export function createEngine(
   const stopping = new AbortController()
   const closed = new AbortController()
   const running = new Set<Running>()
-  const settling: Settling[] = []
+  const done: Done[] = []
   let flushing: Promise<void> | undefined
   let worker: Worker | undefined
 
@@ -70,6 +73,8 @@ export function createEngine(
     const claimAll = async () => {
       do {
         again = false
+        // Jobs that end together leave room together.
+        await turn()
         for (;;) {
           const free = options.concurrency - tasks.pending - tasks.size
           if (free <= 0 || stopping.signal.aborted) break
@@ -148,7 +153,7 @@ export function createEngine(
     const ending = await perform(one, handlers, options).catch(
       (error: unknown) => endFailed(error, one, options)
     )
-    if (ending === undefined || !(await settle(one, ending))) {
+    if (ending === undefined || !(await end(one, ending))) {
       log.warn('the job was lost to another process')
     } else if ('dead' in ending) {
       log.error({ failure: ending.dead }, 'the job was given up')
@@ -226,50 +231,58 @@ export function createEngine(
     return { dead: { name, message } }
   }
 
-  /** Ends a claim, together with others that end at the same time. */
-  function settle(one: Running, ending: Ending): Promise<boolean> {
-    const { promise, resolve } = Promise.withResolvers<boolean>()
-    const { claim, job } = one
-    settling.push({
-      running: one,
-      settlement: { claim, job, ending },
-      resolve,
-    })
-    startFlush()
-    return promise
+  /** @returns whether the claim was still ours to end */
+  async function end(one: Running, ending: Ending): Promise<boolean> {
+    if ('done' in ending) {
+      const { promise, resolve } = Promise.withResolvers<boolean>()
+      done.push({ running: one, resolve })
+      startFlush()
+      return promise
+    }
+    for (;;) {
+      try {
+        return await queue.settle(one, ending)
+      } catch (error) {
+        if (!(await mayTryAgain(error)) || isLost(one)) return false
+      }
+    }
   }
 
   function startFlush(): void {
     flushing ??= flush().finally(() => {
       flushing = undefined
       // Asked for after the last look.
-      if (settling.length > 0) startFlush()
+      if (done.length > 0) startFlush()
     })
   }
 
   async function flush(): Promise<void> {
-    let size = SETTLE_BATCH
-    while (settling.length > 0) {
-      const batch = settling.splice(0, size)
+    // Jobs that end together are told of together.
+    await turn()
+    while (done.length > 0) {
+      const batch = done.splice(0, DONE_BATCH)
       try {
-        const ended = await queue.settle(
-          batch.map(({ settlement }) => settlement)
+        const ended = await queue.complete(
+          batch.map(({ running }) => running.claim)
         )
-        for (const { settlement, resolve } of batch) {
-          resolve(ended.has(settlement.claim.id))
+        for (const { running, resolve } of batch) {
+          resolve(ended.has(running.claim.id))
         }
-        size = SETTLE_BATCH
       } catch (error) {
-        logger.warn({ err: error }, 'jobs could not be ended; trying again')
+        const again = await mayTryAgain(error)
         for (const one of batch) {
-          if (isLost(one.running) || closed.signal.aborted) one.resolve(false)
-          // At the end: one that cannot be ended does not keep the others.
-          else settling.push(one)
+          if (again && !isLost(one.running)) done.push(one)
+          else one.resolve(false)
         }
-        size = 1
-        await time.sleep(policy.poll, closed.signal).catch(() => {})
       }
     }
+  }
+
+  /** Waits a little; there is nothing to wait for once the engine is closed. */
+  async function mayTryAgain(error: unknown): Promise<boolean> {
+    logger.warn({ err: error }, 'the end of a job could not be kept')
+    await time.sleep(policy.poll, closed.signal).catch(() => {})
+    return !closed.signal.aborted
   }
 
   /** Tells the queue, while jobs are under way, that they are. */

@@ -72,7 +72,7 @@ export async function openEngine(
 export interface Harness {
   place: EnginePlace
   /** Opens one more engine on the same jobs, with a connection of its own. */
-  open(options?: OpenOptions): Promise<OpenEngine>
+  open: (options?: OpenOptions) => Promise<OpenEngine>
 }
 
 /** Sentences that hold for an engine on any database. */

@@ -74,7 +74,7 @@ export const leasesContract: Contract = {
 
   'a handler learns that its job was taken over': async ({ place, open }) => {
     const { lease = assert.fail() } = place.policy
-    const late = { heartbeat: lease * 2 }
+    const late = { heartbeat: lease * 1.5 }
     const { engine: stalled } = await open({ policy: late })
     const { engine } = await open()
     await stalled.enqueue([jobOf('a')])
