@@ -48,7 +48,8 @@ interface Payload extends Omit<NewJob, 'startAfter'> {
 
 /**
  * Opens the engine on PostgreSQL, which any number of processes share. Leases
- * are told by the clock of the database.
+ * are told by the clock of the database. A job that goes on for a day is taken
+ * over, however well it is kept.
  *
  * @param options.policy - `lease` is at least 10,000 ms, in whole seconds
  * @throws StoreUnavailableError
@@ -136,7 +137,9 @@ async function openQueue(
         data: toPayload(job, 0),
         singletonKey: job.slot,
         priority: job.priority,
-        startAfter: toInterval((job.startAfter ?? now) - now),
+        ...(job.startAfter === undefined
+          ? {}
+          : { startAfter: toInterval(job.startAfter - now) }),
       }))
       const ids = await boss.insert(QUEUE, rows, {
         returnId: true,

@@ -373,16 +373,29 @@ function isLost({ stop }: Running): boolean {
   return stop.signal.reason instanceof JobLostError
 }
 
-function check({ kind, key, slot, priority, startAfter = 0 }: NewJob): void {
+/** PostgreSQL refuses some text that SQLite takes; here nobody does. */
+function check({ kind, key, slot, priority, data, startAfter = 0 }: NewJob) {
   if (!Number.isInteger(priority) || Math.abs(priority) > 1_000_000) {
     throw new TypeError(`the priority of a job is a whole number: ${priority}`)
   }
   if (!Number.isFinite(startAfter)) {
     throw new TypeError(`a job starts after Unix milliseconds: ${startAfter}`)
   }
-  for (const text of [kind, key, slot]) {
-    if (text === '' || text.includes('\0')) {
-      throw new TypeError('kind, key and slot of a job are text, not empty')
-    }
+  if (![kind, key, slot].every((text) => text !== '' && isPlain(text))) {
+    throw new TypeError(
+      'kind, key and slot of a job are text, not empty, without zeros and halves of characters'
+    )
   }
+  JSON.stringify(data, (name, value: unknown) => {
+    if (isPlain(name) && (typeof value !== 'string' || isPlain(value))) {
+      return value
+    }
+    throw new TypeError(
+      'the data of a job has text with zeros or halves of characters'
+    )
+  })
+}
+
+function isPlain(text: string): boolean {
+  return !text.includes('\0') && text.isWellFormed()
 }

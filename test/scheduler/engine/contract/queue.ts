@@ -98,6 +98,9 @@ export const queueContract: Contract = {
       { startAfter: NaN },
       { slot: '' },
       { key: 'a\0b' },
+      { key: 'a\ud800' },
+      { data: { list: ['a\0b'] } },
+      { data: { 'a\ud800': 1 } },
     ]) {
       const jobs = [jobOf('good'), jobOf('bad', bad)]
       await assert.rejects(engine.enqueue(jobs), { name: 'TypeError' })
