@@ -3,7 +3,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { systemTime } from '../../../../src/node/index.ts'
 import { JobLostError } from '../../../../src/scheduler/errors.ts'
 import type { EnginePolicy } from '../../../../src/scheduler/engine/index.ts'
-import { aborted, jobOf, startWorkerProcess, until } from '../harness.ts'
+import {
+  aborted,
+  jobOf,
+  jobsOf,
+  startWorkerProcess,
+  until,
+} from '../harness.ts'
 import type { Contract, OpenOptions } from '../harness.ts'
 
 /** What becomes of jobs whose process stalls or dies. */
@@ -100,28 +106,33 @@ export const leasesContract: Contract = {
     assert.equal((await engine.counts()).dead, 0)
   },
 
-  'the jobs of a killed process are taken over': async ({ place, open }) => {
-    const { engine } = await open()
-    await engine.enqueue([jobOf('a'), jobOf('b')])
-    const { child, lines } = startWorkerProcess(place)
-    const begun = [(await lines.next()).value, (await lines.next()).value]
-    assert.deepEqual(begun.toSorted(), ['a', 'b'])
-    child.kill('SIGKILL')
-    const taken: unknown[] = []
-    engine.work(
-      {
-        async test({ key, attempt }) {
-          taken.push([key, attempt])
+  'the jobs of killed processes are taken over, and no others are done twice':
+    async ({ place, open }) => {
+      const { engine } = await open()
+      const jobs = jobsOf(10)
+      await engine.enqueue(jobs)
+      const workers = [1, 2, 3].map(() => startWorkerProcess(place))
+      const begun: string[] = []
+      for (const { lines } of workers) {
+        begun.push((await lines.next()).value, (await lines.next()).value)
+      }
+      for (const { child } of workers) child.kill('SIGKILL')
+      const done: [string, number][] = []
+      engine.work(
+        {
+          async test({ key, attempt }) {
+            done.push([key, attempt])
+          },
         },
-      },
-      { concurrency: 2 }
-    )
-    await until(async () => (await engine.outstanding()).size === 0)
-    assert.deepEqual(taken.toSorted(), [
-      ['a', 2],
-      ['b', 2],
-    ])
-  },
+        { concurrency: 2 }
+      )
+      await until(async () => (await engine.outstanding()).size === 0)
+      assert.deepEqual(
+        done.toSorted(),
+        jobs.map(({ key }) => [key, begun.includes(key) ? 2 : 1]).toSorted()
+      )
+      assert.equal(new Set(begun).size, 6)
+    },
 }
 
 /** Time in which the moment to keep jobs never comes. */
