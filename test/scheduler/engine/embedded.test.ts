@@ -12,7 +12,7 @@ import type { TestPlace } from './harness.ts'
 
 async function createFile(): Promise<TestPlace> {
   const folder = await mkdtemp(join(tmpdir(), 'engine-'))
-  const policy = { lease: 900, heartbeat: 151, poll: 20, grace: 2_000 }
+  const policy = { lease: 1_500, heartbeat: 201, poll: 20, grace: 2_000 }
   return {
     place: { path: join(folder, 'service.sqlite'), policy },
     [Symbol.asyncDispose]: () => rm(folder, { recursive: true }),
