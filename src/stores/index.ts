@@ -11,6 +11,7 @@ import { openSqlite } from './sqlite.ts'
 
 export * from './errors.ts'
 export type * from './interface.ts'
+export type { Tables } from './tables.ts'
 
 /**
  * `path` of an SQLite file (or `:memory:`), or `databaseUrl` of a PostgreSQL
@@ -36,6 +37,7 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
       ? await openSqlite(options.path)
       : await openPostgres(options.databaseUrl)
   return {
+    database: db,
     clock: createClockStore(db),
     runs: createRunStore(db),
     receipts: createReceiptStore(db),

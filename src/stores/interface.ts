@@ -7,7 +7,12 @@
  * @packageDocumentation
  */
 
+import type { Kysely } from 'kysely'
+import type { Tables } from './tables.ts'
+
 export interface Stores extends AsyncDisposable {
+  /** What the stores are kept in, for those who share a transaction with them. */
+  database: Kysely<Tables>
   clock: ClockStore
   runs: RunStore
   receipts: ReceiptStore

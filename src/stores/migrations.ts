@@ -136,6 +136,58 @@ export const migrations: Record<string, Migration> = {
       }
     },
   },
+
+  '0005-jobs': {
+    async up(db: Kysely<unknown>) {
+      // Used by the embedded engine alone: pg-boss has tables of its own.
+      await db.schema
+        .createTable('jobs')
+        .addColumn('id', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('kind', 'text', (column) => column.notNull())
+        .addColumn('key', 'text', (column) => column.notNull().unique())
+        .addColumn('slot', 'text', (column) => column.notNull())
+        .addColumn('priority', 'integer', (column) => column.notNull())
+        .addColumn('data', 'text', (column) => column.notNull())
+        .addColumn('state', 'text', (column) => column.notNull())
+        .addColumn('created', 'bigint', (column) => column.notNull())
+        .addColumn('start_after', 'bigint', (column) => column.notNull())
+        .addColumn('claims', 'integer', (column) => column.notNull())
+        .addColumn('excused', 'integer', (column) => column.notNull())
+        .addColumn('owner', 'text')
+        .addColumn('lease_expiration', 'bigint')
+        .execute()
+      await db.schema
+        .createIndex('jobs_one_active_in_slot')
+        .unique()
+        .on('jobs')
+        .column('slot')
+        .where(sql<boolean>`state = 'active'`)
+        .execute()
+      await db.schema
+        .createIndex('jobs_to_claim')
+        .on('jobs')
+        .columns(['priority desc', 'created', 'start_after'])
+        .where(sql<boolean>`state = 'queued'`)
+        .execute()
+
+      await db.schema
+        .createTable('dead_jobs')
+        .addColumn('id', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('kind', 'text', (column) => column.notNull())
+        .addColumn('key', 'text', (column) => column.notNull())
+        .addColumn('slot', 'text', (column) => column.notNull())
+        .addColumn('data', 'text', (column) => column.notNull())
+        .addColumn('attempts', 'integer', (column) => column.notNull())
+        .addColumn('error', 'text', (column) => column.notNull())
+        .addColumn('died', 'bigint', (column) => column.notNull())
+        .execute()
+      await db.schema
+        .createIndex('dead_jobs_by_age')
+        .on('dead_jobs')
+        .columns(['died', 'id'])
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

@@ -21,6 +21,8 @@ export interface Tables {
     position: number
     bytes: Uint8Array
   }
+  jobs: JobRow
+  dead_jobs: DeadJobRow
 }
 
 /** Times are Unix milliseconds; JSON is text. */
@@ -42,4 +44,35 @@ export interface RunRow {
   attempts: number
   owner: string | null
   lease_expiration: number | null
+}
+
+/** A job of the embedded engine that has not come to its end. */
+export interface JobRow {
+  id: string
+  kind: string
+  key: string
+  slot: string
+  priority: number
+  data: string
+  state: 'queued' | 'active'
+  created: number
+  start_after: number
+  /** How often it was claimed. */
+  claims: number
+  /** Claims that do not count as attempts. */
+  excused: number
+  owner: string | null
+  lease_expiration: number | null
+}
+
+/** A job, of either engine, that was given up. */
+export interface DeadJobRow {
+  id: string
+  kind: string
+  key: string
+  slot: string
+  data: string
+  attempts: number
+  error: string
+  died: number
 }
