@@ -1,3 +1,4 @@
+import type { Stores } from '../../../src/stores/index.ts'
 import type { SharedContract } from './contract.ts'
 import {
   account,
@@ -242,24 +243,23 @@ export const sharedStoresContract: SharedContract = {
   },
 
   'decisions that come at once follow one another': async (assert, open) => {
-    const stores = [await open(), await open()]
-    await stores[0]?.schedules.decide(
+    const [one, two] = [await open(), await open()]
+    const count = ({ schedules }: Stores) =>
+      schedules.decide(
+        alice,
+        account,
+        (present) => decisionOf({ anchor: (present?.anchor ?? 0) + 1 }),
+        now
+      )
+    await one.schedules.decide(
       alice,
       account,
       () => decisionOf({ anchor: 0 }),
       now
     )
     await Promise.all(
-      Array.from({ length: 20 }, (_, index) =>
-        stores[index % 2]?.schedules.decide(
-          alice,
-          account,
-          (present) => decisionOf({ anchor: (present?.anchor ?? 0) + 1 }),
-          now
-        )
-      )
+      Array.from({ length: 10 }).flatMap(() => [count(one), count(two)])
     )
-    const schedule = await stores[0]?.schedules.get(alice, account)
-    assert.equal(schedule?.anchor, 20)
+    assert.equal((await one.schedules.get(alice, account))?.anchor, 20)
   },
 }
