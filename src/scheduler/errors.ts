@@ -1,9 +1,14 @@
 /**
- * What ends a job, or an attempt at it. The message of each says what happened
- * and what to do; `cause` has what was underneath.
+ * What can go wrong with schedules and the jobs they become. The message of
+ * each says what happened and what to do; `cause` has what was underneath.
  *
  * @packageDocumentation
  */
+
+/** The times of a schedule cannot be kept. */
+export class InvalidRhythmError extends Error {
+  override readonly name = 'InvalidRhythmError'
+}
 
 /** When to try a job again: in so many milliseconds, or at a Unix time in milliseconds. */
 export type Later = { after: number } | { at: number }

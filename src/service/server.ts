@@ -19,6 +19,7 @@ import {
 } from './errors.ts'
 import { checkReadable, failure, messageOf } from './invocation.ts'
 import { createRevocationService } from './revocations.ts'
+import { createScheduleService } from './schedules.ts'
 import { createValidation } from './validation.ts'
 
 /** Invocations that one request may bring. */
@@ -31,7 +32,10 @@ const MAX_MESSAGE_LENGTH = 4096
 export function createService(context: ServiceContext) {
   return {
     clock: createClockService(context),
-    backup: createBackupService(context),
+    backup: {
+      ...createBackupService(context),
+      ...createScheduleService(context),
+    },
     ucan: createRevocationService(context),
   }
 }

@@ -20,6 +20,7 @@ import {
   systemTime,
   withNativeSigning,
 } from '../node/index.ts'
+import { RHYTHM_LIMITS } from '../scheduler/index.ts'
 import {
   connectUploadService,
   createRevocationReader,
@@ -109,6 +110,10 @@ export async function startService(
     time,
     logger,
     authorities: config.trustedAuthorities,
+    rhythmLimits: {
+      ...RHYTHM_LIMITS,
+      minimum: config.minScheduleInterval,
+    },
     revocations: createRevocations({
       store: stores.revocations,
       ...(config.revocationsPolicy === 'off'

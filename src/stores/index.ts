@@ -6,6 +6,7 @@ import { openPostgres } from './postgres.ts'
 import { createReceiptStore } from './receipts.ts'
 import { createRevocationStore } from './revocations.ts'
 import { createRunStore } from './runs.ts'
+import { createScheduleStore } from './schedules.ts'
 import { createSpaceStore } from './spaces.ts'
 import { openSqlite } from './sqlite.ts'
 
@@ -44,6 +45,7 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
     journal: createJournalStore(db),
     revocations: createRevocationStore(db),
     spaces: createSpaceStore(db),
+    schedules: createScheduleStore(db),
     async ping() {
       await sql`select 1`.execute(db)
     },

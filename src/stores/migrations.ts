@@ -188,6 +188,48 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0006-schedules': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('schedules')
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('account', 'text', (column) => column.notNull())
+        .addColumn('rhythm', 'text', (column) => column.notNull())
+        .addColumn('anchor', 'bigint', (column) => column.notNull())
+        .addColumn('include', 'text')
+        .addColumn('delegation', 'text', (column) => column.notNull())
+        .addColumn('delegation_bytes', bytes, (column) => column.notNull())
+        .addColumn('delegation_expiration', 'bigint')
+        .addColumn('host', 'text')
+        .addColumn('state', 'text', (column) => column.notNull())
+        .addColumn('reason', 'text')
+        .addColumn('paused_until', 'bigint')
+        .addColumn('next', 'bigint')
+        .addColumn('last_run', 'text')
+        .addColumn('created', 'bigint', (column) => column.notNull())
+        .addColumn('updated', 'bigint', (column) => column.notNull())
+        .addColumn('version', 'integer', (column) => column.notNull())
+        .addColumn('owner', 'text')
+        .addColumn('lease_expiration', 'bigint')
+        .addColumn('claimed_version', 'integer')
+        .addPrimaryKeyConstraint('schedules_key', ['space', 'account'])
+        .execute()
+      // Those that are claimed leave this index: a sweep never walks past them.
+      await db.schema
+        .createIndex('schedules_due')
+        .on('schedules')
+        .columns(['next'])
+        .where(sql<boolean>`next is not null and owner is null`)
+        .execute()
+      await db.schema
+        .createIndex('schedules_claimed')
+        .on('schedules')
+        .columns(['lease_expiration'])
+        .where(sql<boolean>`owner is not null`)
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

@@ -14,3 +14,12 @@ export function batchesOf<T>(items: T[]): T[][] {
 export function toBytes(buffer: Uint8Array): Uint8Array {
   return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength)
 }
+
+/** JSON is kept as text: databases have different types for it. */
+export function toJSON(value: unknown): string | null {
+  return value === undefined ? null : JSON.stringify(value)
+}
+
+export function fromJSON(text: string | null): unknown {
+  return text === null ? undefined : JSON.parse(text)
+}

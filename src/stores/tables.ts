@@ -1,4 +1,4 @@
-import type { RunState } from './interface.ts'
+import type { RunState, ScheduleState } from './interface.ts'
 
 /** Rows as both databases hold them; see `migrations.ts`. */
 export interface Tables {
@@ -7,6 +7,7 @@ export interface Tables {
   events: { space: string; event: string; bytes: Uint8Array }
   runs: RunRow
   receipts: { task: string; bytes: Uint8Array }
+  schedules: ScheduleRow
   spaces: { space: string; provisioned: number; checked: number }
   revocations: {
     delegation: string
@@ -75,4 +76,30 @@ export interface DeadJobRow {
   attempts: number
   error: string
   died: number
+}
+
+/** Times are Unix milliseconds; JSON is text. */
+export interface ScheduleRow {
+  space: string
+  account: string
+  rhythm: string
+  anchor: number
+  include: string | null
+  delegation: string
+  delegation_bytes: Uint8Array
+  delegation_expiration: number | null
+  host: string | null
+  state: ScheduleState
+  reason: string | null
+  paused_until: number | null
+  next: number | null
+  last_run: string | null
+  created: number
+  updated: number
+  /** How many decisions there were. */
+  version: number
+  owner: string | null
+  lease_expiration: number | null
+  /** The version that was claimed. */
+  claimed_version: number | null
 }

@@ -12,6 +12,7 @@ import { CID } from 'multiformats/cid'
 import { sha256 } from 'multiformats/hashes/sha2'
 import pino from 'pino'
 import { systemTime, withNativeSigning } from '../../src/node/index.ts'
+import { RHYTHM_LIMITS } from '../../src/scheduler/index.ts'
 import { createApp } from '../../src/service/http/app.ts'
 import { createProvisioning } from '../../src/service/provisioning.ts'
 import { createRates } from '../../src/service/rates.ts'
@@ -100,6 +101,7 @@ describe('fuzzed requests', () => {
       time,
       logger,
       authorities: [],
+      rhythmLimits: RHYTHM_LIMITS,
       rates: createRates({ spaceRate: 0, issuerRate: 0, agent: service.did() }),
       watchers,
       provisioning: createProvisioning({
