@@ -364,7 +364,7 @@ describe('schedule handlers', () => {
           issuer: bob,
           audience: DID.parse(service.agent),
           capabilities: SCHEDULE_ABILITIES.map((can) => ({
-            can: can as Ability,
+            can: can,
             with: can === 'upload/add' ? other.did() : space.did(),
           })) as never,
           proofs: toBob,
