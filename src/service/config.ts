@@ -187,6 +187,11 @@ export const SETTINGS = {
     'SECONDS',
     'shortest time between two backups of a schedule'
   ),
+  schedulesPerSpace: setting(
+    integer(1, 1_000_000).default(1000),
+    'NUMBER',
+    'schedules that one Space may have'
+  ),
   maxBlobSize: setting(
     integer(1, 8 * 1024 ** 3).default(DEFAULT_LIMITS.maxBlobSize),
     'BYTES',

@@ -28,6 +28,8 @@ export interface ServiceContext {
   logger: Logger
   /** How often schedules may be due. */
   rhythmLimits: RhythmLimits
+  /** Schedules that one Space may have. */
+  schedulesPerSpace: number
   /** Other services whose `did:web` may stand in proofs, with their keys. */
   authorities: Authority[]
 }

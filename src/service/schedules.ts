@@ -22,9 +22,6 @@ import type { ServiceContext } from './context.ts'
 import { attachedDelegation, checkScheduled } from './delegation.ts'
 import { failure } from './invocation.ts'
 
-/** Schedules that a Space may have. */
-const MAX_SCHEDULES = 1000
-
 /** Bytes of a delegation with its proofs that is kept. */
 const MAX_DELEGATION_SIZE = 256 * 1024
 
@@ -36,9 +33,12 @@ type SpaceDID = `did:key:${string}`
 
 /** Handlers of schedules, among those of `backup/*`. */
 export function createScheduleService(
-  context: Pick<ServiceContext, 'stores' | 'time' | 'agent' | 'rhythmLimits'>
+  context: Pick<
+    ServiceContext,
+    'stores' | 'time' | 'agent' | 'rhythmLimits' | 'schedulesPerSpace'
+  >
 ) {
-  const { stores, time, agent } = context
+  const { stores, time, agent, rhythmLimits, schedulesPerSpace } = context
   return {
     /**
      * Makes a schedule, or replaces its rhythm and delegation. Who asks for
@@ -51,7 +51,7 @@ export function createScheduleService(
         const space = capability.with
         const { account, include, delegation: link } = capability.nb
         const now = time.now()
-        const rhythm = rhythmIn(capability.nb, now, context.rhythmLimits)
+        const rhythm = rhythmIn(capability.nb, now, rhythmLimits)
         if (rhythm.error) return rhythm
         const given = attachedDelegation(invocation, link)
         if (given.error) return given
@@ -74,11 +74,11 @@ export function createScheduleService(
         }
         if (
           !present &&
-          (await stores.schedules.count(space)) >= MAX_SCHEDULES
+          (await stores.schedules.count(space)) >= schedulesPerSpace
         ) {
           return failure(
             'TooManySchedules',
-            `the Space has ${MAX_SCHEDULES} schedules, and no more are kept; end those that are not needed`
+            `the Space has as many schedules as this service keeps for one, ${schedulesPerSpace}; end those that are not needed`
           )
         }
         const { expiration } = checked.ok

@@ -114,6 +114,7 @@ export async function startService(
       ...RHYTHM_LIMITS,
       minimum: config.minScheduleInterval,
     },
+    schedulesPerSpace: config.schedulesPerSpace,
     revocations: createRevocations({
       store: stores.revocations,
       ...(config.revocationsPolicy === 'off'

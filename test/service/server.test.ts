@@ -54,6 +54,7 @@ describe('server of invocations', () => {
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],
     rhythmLimits: RHYTHM_LIMITS,
+    schedulesPerSpace: 1,
     rates: { count: async () => {} },
     watchers: createWatchers(),
     provisioning: { check: async () => ok({}) },
