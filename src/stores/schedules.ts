@@ -1,4 +1,4 @@
-import { CompiledQuery, sql } from 'kysely'
+import { sql } from 'kysely'
 import type { Kysely, Selectable, SqlBool } from 'kysely'
 import type {
   LastRun,
@@ -181,10 +181,7 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
           .map(toSchedule)
           .sort((one, other) => (one.next ?? 0) - (other.next ?? 0))
         if (schedules.length > 0) {
-          await inTransaction?.(schedules, {
-            query: (text, values = []) =>
-              transaction.executeQuery(CompiledQuery.raw(text, values)),
-          })
+          await inTransaction?.(schedules, transaction)
         }
         return schedules
       })
