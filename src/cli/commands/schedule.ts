@@ -7,7 +7,7 @@ import {
 } from '../../capabilities/index.ts'
 import { Backup } from '../../client/index.ts'
 import type { RhythmInput } from '../../client/schedule.ts'
-import { proofsFor } from '../authority.ts'
+import { expirationOf, proofsFor } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { UsageError } from '../errors.ts'
 import {
@@ -110,6 +110,12 @@ function createScheduleCommand(
           { connection, nonce: crypto.randomUUID() }
         )
       )
+      const end = expirationOf(delegation)
+      if (!ready && end < expiration && isSoon(end)) {
+        session.warn(
+          `what allows this agent itself to act in the Space ends on ${formatExpiration(end)}; log in again with \`bluesky-backups login EMAIL\`, and then schedule again`
+        )
+      }
       return showSchedule(schedule)
     }
   )
@@ -412,9 +418,9 @@ function renewalOf(
 ): Renewal | undefined {
   const { account, every, cron, timezone, include } = schedule
   const { expiration } = schedule.delegation
-  const left =
-    expiration === undefined ? Infinity : expiration * 1000 - Date.now()
-  if (left > RENEWAL_WINDOW && schedule.state !== 'stopped') return undefined
+  const end = expiration ?? Infinity
+  const left = end * 1000 - Date.now()
+  if (!isSoon(end) && schedule.state !== 'stopped') return undefined
   const service = flags['service'] as string | undefined
   const words = [
     'bluesky-backups',
@@ -429,10 +435,15 @@ function renewalOf(
   const when =
     left <= 0
       ? 'has ended'
-      : left <= RENEWAL_WINDOW
+      : isSoon(end)
         ? `ends in ${formatDuration(roundedDown(left))}`
         : 'does not do any more'
   return { when, command: words.map(quoted).join(' ') }
+}
+
+/** @param end - Unix seconds, or `Infinity` */
+function isSoon(end: number): boolean {
+  return end * 1000 - Date.now() <= RENEWAL_WINDOW
 }
 
 /** @returns whole seconds, hours or days, whatever says enough */
