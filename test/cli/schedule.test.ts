@@ -2,9 +2,12 @@ import assert from 'node:assert/strict'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { create } from '@storacha/client'
-import { delegate } from '@ucanto/core'
+import { delegate, DID } from '@ucanto/core'
 import { ed25519 } from '@ucanto/principal'
-import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
+import {
+  BACKUP_ABILITIES,
+  SCHEDULE_ABILITIES,
+} from '../../src/capabilities/index.ts'
 import { createAgentStore } from '../../src/cli/agent-store.ts'
 import { decodeDelegations } from '../../src/service/authority.ts'
 import type { RunningService } from '../../src/service/index.ts'
@@ -151,6 +154,33 @@ describe('schedules on the command line', () => {
       assert.equal(schedule.every, 86_400)
       if (word !== file) assert.equal(schedule.delegation.cid, cid)
     }
+  })
+
+  it('take a delegation as the client of Storacha makes it', async () => {
+    const client = await create({
+      store: createAgentStore(join(alice.home, 'agent.json')),
+    })
+    const delegation = await client.createDelegation(
+      DID.parse(service.agent),
+      [...SCHEDULE_ABILITIES] as never,
+      { expiration: Math.floor(Date.now() / 1000) + 86_400 }
+    )
+    const file = join(folder, 'storacha.car')
+    const { ok: archive } = await delegation.archive()
+    await writeFile(file, archive!)
+    const { schedule } = await alice.json([
+      'schedule',
+      'alice.test',
+      '--every',
+      '1h',
+      '--delegation',
+      file,
+    ])
+    assert.equal(schedule.delegation.cid, delegation.cid.toString())
+    assert.equal(
+      Date.parse(schedule.delegation.expiration),
+      delegation.expiration * 1000
+    )
   })
 
   it('tell what a delegation lacks', async () => {
