@@ -14,7 +14,7 @@ const ARROWS = {
   stores: [],
   node: ['backup'],
   client: ['capabilities', 'space', 'backup'],
-  scheduler: ['capabilities', 'client', 'stores'],
+  scheduler: ['capabilities', 'client', 'stores', 'backup'],
   service: [
     'capabilities',
     'space',

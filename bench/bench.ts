@@ -23,6 +23,8 @@ const USAGE = `Usage: npm run bench -- NAME [--json]
   incremental   a backup after one post, beside uploading the whole CAR
   memory        peak memory of a large backup, beside its limit
   clock         advances and heads a second, beside the published clock's
+                and beside the limit; on PostgreSQL, too, if it is run by
+                scripts/with-postgres.sh
   merge         a merge by a writer who missed events, beside the pail library's
 
 Each figure is printed as a ratio to the peer's.

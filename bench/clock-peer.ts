@@ -2,10 +2,7 @@
  * A clock as `@web3-storage/clock` and the pail library make it, in a process
  * of its own: every event is a file that is synced, and so is the head.
  */
-import { once } from 'node:events'
 import { mkdtemp, open, readFile, rename, rm } from 'node:fs/promises'
-import { createServer } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import * as Server from '@ucanto/server'
@@ -15,19 +12,22 @@ import { advance } from '@web3-storage/pail/clock'
 import { CID } from 'multiformats/cid'
 import { Clock } from '../src/capabilities/index.ts'
 import { attachedBlocks } from '../src/service/invocation.ts'
+import { serveUcanto } from './serve-ucanto.ts'
 
 const id = await ed25519.generate()
 const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-bench-clock-'))
 const heads = new Map<string, CID[]>()
 const turns = new Map<string, Promise<unknown>>()
 
+let writes = 0
 const write = async (name: string, bytes: Uint8Array | string) => {
   const path = join(folder, name)
-  const file = await open(`${path}.new`, 'w')
+  const draft = `${path}.${writes++}`
+  const file = await open(draft, 'w')
   await file.writeFile(bytes)
   await file.sync()
   await file.close()
-  await rename(`${path}.new`, path)
+  await rename(draft, path)
 }
 
 const stored = {
@@ -52,10 +52,14 @@ const server = Server.create({
         async ({ capability, invocation }) => {
           const space = capability.with
           const event = CID.parse(capability.nb.event.toString())
-          const block = attachedBlocks(invocation).get(event.toString())
+          const blocks = attachedBlocks(invocation)
+          const events = invocation.facts.flatMap((fact) => Object.keys(fact))
           const turn = (turns.get(space) ?? Promise.resolve()).then(
             async () => {
-              if (block) await write(event.toString(), block.bytes)
+              for (const cid of events) {
+                const block = blocks.get(cid)
+                if (block) await write(cid, block.bytes)
+              }
               const head = (await advance(
                 stored as never,
                 (heads.get(space) ?? []) as never,
@@ -74,27 +78,5 @@ const server = Server.create({
   },
 })
 
-const http = createServer((request, response) => {
-  const chunks: Buffer[] = []
-  request.on('data', (chunk: Buffer) => chunks.push(chunk))
-  request.on('end', () => {
-    void Promise.resolve(
-      server.request({
-        headers: request.headers as Record<string, string>,
-        body: Buffer.concat(chunks),
-      })
-    ).then(({ headers, body }) => {
-      response.writeHead(200, headers).end(body)
-    })
-  })
-})
-http.listen(0, '127.0.0.1')
-await once(http, 'listening')
-process.send?.({
-  url: `http://127.0.0.1:${(http.address() as AddressInfo).port}`,
-  did: id.did(),
-})
-await new Promise((resolve) => process.once('disconnect', resolve))
-http.closeAllConnections()
-http.close()
+await serveUcanto(id.did(), server)
 await rm(folder, { recursive: true, force: true })

@@ -1,221 +1,326 @@
 import { fork } from 'node:child_process'
-import { generateKeyPairSync, sign, verify } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { DID, Message } from '@ucanto/core'
-import { ed25519 } from '@ucanto/principal'
-import { CAR } from '@ucanto/transport'
-import Database from 'better-sqlite3'
-import * as dagCBOR from '@ipld/dag-cbor'
-import { CID } from 'multiformats/cid'
-import { sha256 } from 'multiformats/hashes/sha2'
-import { Clock } from '../src/capabilities/index.ts'
-import { withNativeSigning } from '../src/node/index.ts'
+import pg from 'pg'
 import {
-  createEvent,
-  type Block,
-  type EventLink,
-  type Link,
-  type State,
-} from '../src/space/index.ts'
-import type { Measurement } from './measurement.ts'
+  chainOf,
+  createSpace,
+  fill,
+  send,
+  signAdvance,
+  signHead,
+  type Event,
+  type Server,
+  type Space,
+} from './clock-load.ts'
+import {
+  median,
+  timesAsMuch,
+  timesMore,
+  type Measurement,
+} from './measurement.ts'
 import { startServiceProcess } from './setup.ts'
 
+const CONNECTIONS = [1, 32]
 const ADVANCES = 640
-const CONNECTIONS = 32
-const HEADS = 1_000
-const PEER = 'a w3clock-style server on synced files'
-const LIMIT = 'a signature check and a synced commit'
+/** Events of a clock that its stale writers have missed. */
+const HISTORY = 1_000
+/** Writers at the same clock at the same time. */
+const WRITERS = 32
+/** Stale ones: the head has room for what they write and what they missed. */
+const STALE_WRITERS = 16
+/** Rounds that count. One more before them is for warming up. */
+const ROUNDS = 3
+/** Events of the clocks whose advances are timed. */
+const SIZES = [10, 1_000, 10_000, 100_000]
+const SAMPLES = 300
 
-interface Target {
-  url: URL
-  did: string
+/**
+ * How a writer stands to the head of the clock. `fresh`: it knows the head.
+ * `stale`: it goes on from the first event of a clock that has a long history.
+ * `concurrent`: it goes on from the head, as 31 others do.
+ */
+const KINDS = ['fresh', 'stale', 'concurrent'] as const
+type Kind = (typeof KINDS)[number]
+
+/** Advances of a clock, those of a writer one after another. */
+interface Work {
+  space: Space
+  history: Event[]
+  writers: Event[][]
 }
 
-/** One request, signed before the time is taken. */
-interface Request {
-  body: Uint8Array
-  headers: Record<string, string>
+/** A store, our service on it, and the limit of such a store. */
+interface Contestant {
+  store: string
+  ours: Server
+  limit: Server
 }
 
 /**
- * Advances and heads a second over HTTP, each durable, beside a server made of
- * the published clock, and beside what no server can do without.
+ * Advances and heads a second over HTTP, beside a w3clock-style server on
+ * synced files, and beside the limit: a server that does nothing but check one
+ * signature and commit one row to the same store. And what an advance costs as
+ * the clock grows.
  */
 export async function run(say: (line: string) => void): Promise<Measurement[]> {
-  await using service = await startServiceProcess({
-    environment: {
-      // Nothing but the clock is measured, and there is nobody to ask.
-      BLUESKY_BACKUPS_PROVISIONING_POLICY: 'off',
-      BLUESKY_BACKUPS_REVOCATIONS_POLICY: 'off',
-      BLUESKY_BACKUPS_SPACE_RATE: '0',
-      BLUESKY_BACKUPS_ISSUER_RATE: '0',
-    },
-  })
-  await using peer = await startPeer()
-  const limit = await limitOf(ADVANCES)
-  say(`${LIMIT}: ${Math.round(limit)} a second`)
-
-  const measurements: Measurement[] = []
-  for (const { what, writers } of [
-    { what: 'advances a second, 1 connection', writers: 1 },
-    {
-      what: `advances a second, ${CONNECTIONS} stale writers at once`,
-      writers: CONNECTIONS,
-    },
-  ]) {
-    // A server that has just started is slow: the first round does not count.
-    let ours = 0
-    let theirs = 0
-    for (let round = 0; round < 2; round++) {
-      ours = await rateOf(service, await advancesFor(service, writers))
-      theirs = await rateOf(peer, await advancesFor(peer, writers))
-    }
-    say(`${what}: ours ${Math.round(ours)}, theirs ${Math.round(theirs)}`)
-    measurements.push(
-      timesMore({ what, ours, peer: PEER, theirs }, writers > 1 ? 3 : 1),
-      timesMore({ what, ours, peer: LIMIT, theirs: limit }, 0.5)
-    )
+  await using resources = new AsyncDisposableStack()
+  const contestants = [resources.use(await startOnSqlite())]
+  const { TEST_DATABASE_URL } = process.env
+  if (TEST_DATABASE_URL) {
+    contestants.push(resources.use(await startOnPostgres(TEST_DATABASE_URL)))
+  } else {
+    say('PostgreSQL is left out: TEST_DATABASE_URL names none')
   }
-  const requests = await headsFor(service)
-  const ours = await rateOf(service, requests)
-  const theirs = await rateOf(peer, await headsFor(peer))
-  measurements.push(
-    timesMore({ what: 'heads a second', ours, peer: PEER, theirs }, 1)
+  const peer = resources.use(
+    await startServer('clock-peer.ts', 'w3clock-style server')
   )
+  const measurements: Measurement[] = []
+  const servers = contestants.map(({ ours }) => ours)
+
+  for (const connections of CONNECTIONS) {
+    for (const kind of KINDS) {
+      const competitors = [...servers, peer]
+      if (kind === 'fresh') {
+        competitors.push(...contestants.map(({ limit }) => limit))
+      }
+      const rates = await compare(competitors, (server) =>
+        advanceRate(server, kind, connections)
+      )
+      for (const { store, ours, limit } of contestants) {
+        const measured = {
+          what: `advances, ${kind}, ${store}, ${plural(connections)}`,
+          ours: rates(ours),
+          unit: '/s',
+        }
+        measurements.push(
+          timesMore(
+            { ...measured, peer: peer.name, theirs: rates(peer) },
+            kind === 'fresh' ? 1 : 3
+          )
+        )
+        if (kind === 'fresh') {
+          measurements.push(
+            timesMore(
+              { ...measured, peer: limit.name, theirs: rates(limit) },
+              0.5
+            )
+          )
+        }
+      }
+      say(
+        `advances, ${kind}, ${plural(connections)}: ${competitors.map((server) => `${server.name} ${Math.round(rates(server))}/s`).join(', ')}`
+      )
+    }
+    const rates = await compare([...servers, peer], (server) =>
+      headRate(server, connections)
+    )
+    for (const { store, ours } of contestants) {
+      measurements.push(
+        timesMore(
+          {
+            what: `heads, ${store}, ${plural(connections)}`,
+            ours: rates(ours),
+            peer: peer.name,
+            theirs: rates(peer),
+            unit: '/s',
+          },
+          1
+        )
+      )
+    }
+  }
+
+  for (const { store, ours } of contestants) {
+    say(`filling clocks of ${ours.name} …`)
+    const [least, ...others] = await timesBySize(ours)
+    if (!least) throw new RangeError('no sizes')
+    for (const { size, ms } of others) {
+      measurements.push(
+        timesAsMuch(
+          {
+            what: `an advance at ${size.toLocaleString('en')} events, ${store}`,
+            ours: ms,
+            peer: `the same at ${least.size}`,
+            theirs: least.ms,
+            unit: 'ms',
+          },
+          1.3
+        )
+      )
+    }
+  }
   return measurements
 }
 
-function timesMore(
-  measured: Pick<Measurement, 'what' | 'ours' | 'peer' | 'theirs'>,
-  goal: number
-): Measurement {
-  const ratio = measured.ours / measured.theirs
-  return {
-    ...measured,
-    unit: '/s',
-    ratio,
-    goal: `≥ ${goal}×`,
-    met: ratio >= goal,
-  }
-}
-
-/**
- * Advances of one clock by writers who each know only what they wrote.
- *
- * @returns for each writer its requests, in their order
- */
-async function advancesFor(
-  { did }: Target,
-  writers: number
-): Promise<Request[][]> {
-  const space = withNativeSigning(await ed25519.generate())
-  const lanes: Request[][] = []
-  for (let writer = 0; writer < writers; writer++) {
-    const lane: Request[] = []
-    let parents: EventLink[] = []
-    for (let number = 0; number < ADVANCES / writers; number++) {
-      const event: Block = await createEvent(
-        (await linkOf({ writer, number })) as Link<State>,
-        parents
-      )
-      const invocation = Clock.advance.invoke({
-        issuer: space,
-        audience: DID.parse(did),
-        with: space.did(),
-        nb: { event: event.cid },
-        facts: [{ [event.cid.toString()]: event.cid }],
-        expiration: Infinity,
-      })
-      invocation.attach(event)
-      lane.push(await encode(await invocation.delegate()))
-      parents = [event.cid as EventLink]
+/** Measures servers in turns, so that all have the same weather. */
+async function compare(
+  servers: Server[],
+  measure: (server: Server) => Promise<number>
+): Promise<(server: Server) => number> {
+  const rates = new Map(servers.map((server) => [server, [] as number[]]))
+  for (let round = 0; round <= ROUNDS; round++) {
+    for (const server of servers) {
+      const rate = await measure(server)
+      if (round > 0) rates.get(server)?.push(rate)
     }
-    lanes.push(lane)
   }
-  return lanes
+  return (server) => median(rates.get(server) ?? [])
 }
 
-async function headsFor({ did }: Target): Promise<Request[][]> {
-  const space = withNativeSigning(await ed25519.generate())
-  const lanes: Request[][] = Array.from({ length: CONNECTIONS }, () => [])
-  for (let number = 0; number < HEADS; number++) {
-    const invocation = Clock.head.invoke({
-      issuer: space,
-      audience: DID.parse(did),
-      with: space.did(),
-      nonce: `${number}`,
-      expiration: Infinity,
-    })
-    lanes[number % CONNECTIONS]?.push(await encode(await invocation.delegate()))
+async function advanceRate(
+  server: Server,
+  kind: Kind,
+  connections: number
+): Promise<number> {
+  const works = await planWork(kind, connections)
+  const lanes = []
+  for (const { space, history, writers } of works) {
+    await fill(server, space, history)
+    for (const events of writers) {
+      lanes.push(
+        await Promise.all(
+          events.map((event) => signAdvance(server, space, [event]))
+        )
+      )
+    }
   }
-  return lanes
+  const { ms, each } = await send(
+    server,
+    connections === 1 ? [interleaved(lanes)] : lanes
+  )
+  return (each.length / ms) * 1000
 }
 
-async function encode(invocation: unknown): Promise<Request> {
-  const message = await Message.build({ invocations: [invocation] as never })
-  const { body, headers } = CAR.request.encode(message)
-  return { body, headers: { ...headers } }
+async function planWork(kind: Kind, connections: number): Promise<Work[]> {
+  if (kind === 'fresh') {
+    return Promise.all(
+      Array.from({ length: connections }, async () => ({
+        space: await createSpace(),
+        history: [],
+        writers: [await chainOf(randomUUID(), ADVANCES / connections)],
+      }))
+    )
+  }
+  const history = await chainOf('history', kind === 'stale' ? HISTORY : 1)
+  const writers = kind === 'stale' ? STALE_WRITERS : WRITERS
+  return Promise.all(
+    Array.from({ length: WRITERS / writers }, async () => ({
+      space: await createSpace(),
+      history,
+      writers: await Promise.all(
+        Array.from({ length: writers }, (_, writer) =>
+          chainOf(`writer ${writer}`, ADVANCES / WRITERS, history[0])
+        )
+      ),
+    }))
+  )
 }
 
-/** @returns requests a second, all lanes at once */
-async function rateOf({ url }: Target, lanes: Request[][]): Promise<number> {
-  const started = performance.now()
-  await Promise.all(
-    lanes.map(async (lane) => {
-      for (const { body, headers } of lane) {
-        const response = await fetch(url, {
-          method: 'POST',
-          headers,
-          body: body as Uint8Array<ArrayBuffer>,
-        })
-        const answer = new Uint8Array(await response.arrayBuffer())
-        const { receipts } = await CAR.response.decode({
-          headers: {},
-          body: answer,
-        })
-        for (const { out } of receipts.values()) {
-          if (out.error) throw new Error(JSON.stringify(out.error))
-        }
-      }
+async function headRate(server: Server, connections: number): Promise<number> {
+  const space = await createSpace()
+  await fill(server, space, await chainOf('head', 1))
+  const signed = await Promise.all(
+    Array.from({ length: ADVANCES }, () => signHead(server, space))
+  )
+  const lanes = Array.from({ length: connections }, (_, lane) =>
+    signed.filter((_, at) => at % connections === lane)
+  )
+  const { ms } = await send(server, lanes)
+  return (signed.length / ms) * 1000
+}
+
+/** Times single advances of clocks of several sizes, in turns. */
+async function timesBySize(
+  server: Server
+): Promise<{ size: number; ms: number }[]> {
+  const clocks = []
+  for (const size of SIZES) {
+    const space = await createSpace()
+    const chain = await chainOf('event', size + SAMPLES)
+    await fill(server, space, chain.slice(0, size))
+    const signed = await Promise.all(
+      chain.slice(size).map((event) => signAdvance(server, space, [event]))
+    )
+    clocks.push({ size, signed })
+  }
+  const lane = interleaved(clocks.map(({ signed }) => signed))
+  const { each } = await send(server, [lane])
+  return clocks.map(({ size }, clock) => ({
+    size,
+    ms: median(each.filter((_, at) => at % clocks.length === clock)),
+  }))
+}
+
+async function startOnSqlite(): Promise<Contestant & AsyncDisposable> {
+  await using resources = new AsyncDisposableStack()
+  const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-bench-'))
+  resources.defer(() => rm(folder, { recursive: true }))
+  return await startContestant(resources, 'SQLite', {
+    ours: '',
+    limit: join(folder, 'limit.sqlite'),
+  })
+}
+
+async function startOnPostgres(
+  databaseUrl: string
+): Promise<Contestant & AsyncDisposable> {
+  await using resources = new AsyncDisposableStack()
+  return await startContestant(resources, 'PostgreSQL', {
+    ours: resources.use(await createSchema(databaseUrl)).url,
+    limit: resources.use(await createSchema(databaseUrl)).url,
+  })
+}
+
+async function startContestant(
+  resources: AsyncDisposableStack,
+  store: string,
+  databases: { ours: string; limit: string }
+): Promise<Contestant & AsyncDisposable> {
+  const { url, did } = resources.use(
+    await startServiceProcess({
+      environment: {
+        DATABASE_URL: databases.ours,
+        // Nothing but the clock is measured, and there is nobody to ask.
+        BLUESKY_BACKUPS_PROVISIONING_POLICY: 'off',
+        BLUESKY_BACKUPS_REVOCATIONS_POLICY: 'off',
+        BLUESKY_BACKUPS_SPACE_RATE: '0',
+        BLUESKY_BACKUPS_ISSUER_RATE: '0',
+      },
     })
   )
-  const requests = lanes.reduce((sum, lane) => sum + lane.length, 0)
-  return (requests * 1000) / (performance.now() - started)
-}
-
-/** @returns what one thread can do of it in a second */
-async function limitOf(count: number): Promise<number> {
-  const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-bench-limit-'))
-  const database = new Database(join(folder, 'limit.sqlite'))
-  database.pragma('journal_mode = WAL')
-  database.pragma('synchronous = FULL')
-  database.exec('create table events (event text primary key, bytes blob)')
-  const insert = database.prepare('insert into events values (?, ?)')
-  const { privateKey, publicKey } = generateKeyPairSync('ed25519')
-  const payload = Buffer.alloc(300, 1)
-  const signature = sign(null, payload, privateKey)
-  const started = performance.now()
-  for (let number = 0; number < count; number++) {
-    if (!verify(null, payload, publicKey, signature)) throw new Error('forged')
-    insert.run(`event ${number}`, payload)
+  const limit = resources.use(
+    await startServer(
+      'clock-limit.ts',
+      `signature + commit on ${store}`,
+      databases.limit
+    )
+  )
+  const owned = resources.move()
+  return {
+    store,
+    ours: { name: `ours on ${store}`, url, did },
+    limit: { ...limit, isClock: false },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
-  const elapsed = performance.now() - started
-  database.close()
-  await rm(folder, { recursive: true, force: true })
-  return (count * 1000) / elapsed
 }
 
-async function startPeer(): Promise<Target & AsyncDisposable> {
-  const child = fork(new URL('clock-peer.ts', import.meta.url), {
+async function startServer(
+  script: string,
+  name: string,
+  ...parameters: string[]
+): Promise<Server & AsyncDisposable> {
+  const child = fork(new URL(script, import.meta.url), parameters, {
     stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
   })
   const [{ url, did }] = (await once(child, 'message')) as [
     { url: string; did: string },
   ]
   return {
+    name,
     url: new URL(url),
     did,
     async [Symbol.asyncDispose]() {
@@ -226,6 +331,33 @@ async function startPeer(): Promise<Target & AsyncDisposable> {
   }
 }
 
-async function linkOf(value: unknown): Promise<CID> {
-  return CID.createV1(dagCBOR.code, await sha256.digest(dagCBOR.encode(value)))
+/** A schema of its own, so that nothing stays in the database. */
+async function createSchema(
+  databaseUrl: string
+): Promise<{ url: string } & AsyncDisposable> {
+  const schema = `bench_${randomUUID().replaceAll('-', '')}`
+  const client = new pg.Client(databaseUrl)
+  await client.connect()
+  await client.query(`create schema ${schema}`)
+  const url = new URL(databaseUrl)
+  url.searchParams.set('options', `-c search_path=${schema}`)
+  return {
+    url: url.href.replaceAll('+', '%20'),
+    async [Symbol.asyncDispose]() {
+      await client.query(`drop schema ${schema} cascade`)
+      await client.end()
+    },
+  }
+}
+
+/** The first of each lane, then the second of each, and so on. */
+function interleaved<T>(lanes: T[][]): T[] {
+  const length = Math.max(...lanes.map((lane) => lane.length))
+  return Array.from({ length }, (_, at) =>
+    lanes.flatMap((lane) => lane.slice(at, at + 1))
+  ).flat()
+}
+
+function plural(connections: number): string {
+  return connections === 1 ? '1 connection' : `${connections} connections`
 }

@@ -21,6 +21,15 @@ export function timesLess(
   return { ...measured, ratio, goal: `≥ ${goal}× less`, met: ratio >= goal }
 }
 
+/** Our figure divided by the peer's: at least `goal` times as many. */
+export function timesMore(
+  measured: Pick<Measurement, 'what' | 'ours' | 'peer' | 'theirs' | 'unit'>,
+  goal: number
+): Measurement {
+  const ratio = measured.ours / measured.theirs
+  return { ...measured, ratio, goal: `≥ ${goal}×`, met: ratio >= goal }
+}
+
 /** Our figure divided by the peer's: at most `goal` times as much. */
 export function timesAsMuch(
   measured: Pick<Measurement, 'what' | 'ours' | 'peer' | 'theirs' | 'unit'>,

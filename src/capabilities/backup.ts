@@ -12,13 +12,14 @@ import {
   equalLink,
   equalWith,
   narrower,
+  PARTS,
   SpaceDID,
 } from './common.ts'
 import type { TryLater } from './common.ts'
+import type { InsufficientDelegation, ScheduleService } from './schedule.ts'
 
-/** Parts of a backup beside the repository, which every backup has. */
-export const PARTS = ['blobs'] as const
-export type Part = (typeof PARTS)[number]
+export { PARTS, type Part } from './common.ts'
+export * from './schedule.ts'
 
 /** All of `backup/*`. */
 export const backup = capability({
@@ -93,11 +94,6 @@ export interface RunSuccess {
   run: Link
 }
 
-/** What the service may do in the Space does not suffice for the run. */
-export interface InsufficientDelegation extends Failure {
-  name: 'InsufficientDelegation'
-}
-
 export type RunFailure = InsufficientDelegation | TryLater
 
 export type RunState = 'queued' | 'running' | 'done' | 'failed'
@@ -155,7 +151,7 @@ export interface RunNotFound extends Failure {
 
 export type StatusFailure = RunNotFound | TryLater
 
-export interface BackupService {
+export interface BackupService extends ScheduleService {
   run: ServiceMethod<BackupRun, RunSuccess, RunFailure>
   status: ServiceMethod<BackupStatus, StatusSuccess, StatusFailure>
 }

@@ -12,6 +12,10 @@ export const AccountDID = Schema.did().refine({
       : fail(`an account is a did:plc or a did:web, not ${did}`),
 })
 
+/** Parts of a backup beside the repository, which every backup has. */
+export const PARTS = ['blobs'] as const
+export type Part = (typeof PARTS)[number]
+
 /** The service could not do it just now; the same call may succeed later. */
 export interface ServiceUnavailable extends Failure {
   name: 'ServiceUnavailable'

@@ -38,6 +38,11 @@ export const ABILITIES = [
   'clock/advance',
   'backup/run',
   'backup/status',
+  'backup/schedule',
+  'backup/schedules',
+  'backup/pause',
+  'backup/resume',
+  'backup/unschedule',
   'ucan/revoke',
 ] as const
 
@@ -55,3 +60,6 @@ export const BACKUP_ABILITIES = [
   'clock/head',
   'clock/advance',
 ] as const
+
+/** What a service needs so that it makes backups by itself. */
+export const SCHEDULE_ABILITIES = ['backup/run', ...BACKUP_ABILITIES] as const

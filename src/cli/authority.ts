@@ -1,7 +1,8 @@
 import type { Client } from '@storacha/client'
-import { isDelegation } from '@ucanto/core'
 import type { Delegation } from '@ucanto/interface'
 import { NotAllowedError } from './errors.ts'
+
+export { expirationOf } from '../service/authority.ts'
 
 /**
  * What allows the agent to do these things in a Space. Delegations of the Space
@@ -33,18 +34,4 @@ export function proofsFor(
     }
   }
   return [...proofs.values()]
-}
-
-/**
- * The earliest expiry in a delegation's proof chain.
- *
- * @returns Unix seconds, or `Infinity`
- */
-export function expirationOf(delegation: Delegation): number {
-  return Math.min(
-    delegation.expiration,
-    ...delegation.proofs
-      .filter((proof) => isDelegation(proof))
-      .map(expirationOf)
-  )
 }

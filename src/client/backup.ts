@@ -5,7 +5,10 @@
  */
 import type { Delegation, Link } from '@ucanto/interface'
 import { Backup } from '../capabilities/index.ts'
+import { attach, factsOf } from './attach.ts'
 import type { InvocationConfig, InvocationOptions } from './connection.ts'
+
+export * from './schedule.ts'
 
 /** What to back up. */
 export interface RunInput {
@@ -23,7 +26,6 @@ export async function run(
   { account, include, delegation }: RunInput,
   { connection, expiration, nonce }: InvocationOptions
 ) {
-  const blocks = delegation ? [...delegation.export()] : []
   const invocation = Backup.run.invoke({
     issuer,
     audience: audience ?? connection.id,
@@ -34,18 +36,11 @@ export async function run(
       ...(include ? { include } : {}),
       ...(delegation ? { delegation: delegation.cid } : {}),
     },
-    // Links in the facts make the blocks part of the invocation.
-    ...(delegation
-      ? {
-          facts: [
-            Object.fromEntries(blocks.map(({ cid }) => [cid.toString(), cid])),
-          ],
-        }
-      : {}),
+    ...(delegation ? { facts: factsOf(delegation) } : {}),
     ...(expiration === undefined ? {} : { expiration }),
     ...(nonce === undefined ? {} : { nonce }),
   })
-  for (const block of blocks) invocation.attach(block)
+  if (delegation) attach(invocation, delegation)
   const receipt = await invocation.execute(connection)
   return receipt.out
 }

@@ -8,11 +8,15 @@ import type {
 } from '@ucanto/interface'
 import type { ed25519 } from '@ucanto/principal'
 import { Verifier } from '@ucanto/principal'
+import { LRUCache } from 'lru-cache'
 
 /** Bytes before a key that say of which kind it is, in every encoding. */
 const TAG_SIZE = 2
 const SECRET_SIZE = 32
 const PUBLIC_TAG = [0xed, 0x01]
+
+/** The keys of those who come again and again. */
+const verifiers = new LRUCache<string, VerifierOf>({ max: 1_000 })
 
 /**
  * Gives a signer the Ed25519 of the platform, which is an order of magnitude
@@ -39,6 +43,15 @@ export function withNativeSigning<Signer extends ed25519.EdSigner>(
  * @throws {@link Error} for any other DID, or a key of another kind
  */
 export function parseVerifier(did: `did:${string}:${string}`): VerifierOf {
+  let verifier = verifiers.get(did)
+  if (!verifier) {
+    verifier = createVerifier(did)
+    verifiers.set(did, verifier)
+  }
+  return verifier
+}
+
+function createVerifier(did: `did:${string}:${string}`): VerifierOf {
   const verifier = Verifier.parse(did)
   const bytes = DID.encode(verifier)
   if (!PUBLIC_TAG.every((byte, i) => bytes[i] === byte)) return verifier

@@ -1,4 +1,4 @@
-import { CAR, Delegation } from '@ucanto/core'
+import { CAR, Delegation, isDelegation } from '@ucanto/core'
 import type {
   Block,
   Delegation as DelegationView,
@@ -25,5 +25,19 @@ export function decodeDelegations(bytes: Uint8Array): DelegationView[] {
   for (const root of roots) all.set(root.cid.toString(), root)
   return roots.map(({ cid }) =>
     Delegation.view({ root: cid as Link<never>, blocks: all })
+  )
+}
+
+/**
+ * The earliest expiry in a delegation's proof chain.
+ *
+ * @returns Unix seconds, or `Infinity`
+ */
+export function expirationOf(delegation: DelegationView): number {
+  return Math.min(
+    delegation.expiration,
+    ...delegation.proofs
+      .filter((proof) => isDelegation(proof))
+      .map(expirationOf)
   )
 }

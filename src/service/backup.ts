@@ -1,30 +1,16 @@
-import { Delegation, invoke, isDelegation, ok } from '@ucanto/core'
-import type {
-  Delegation as DelegationView,
-  Invocation,
-  InvocationContext,
-  Link,
-  Signer,
-} from '@ucanto/interface'
+import { isDelegation, ok } from '@ucanto/core'
+import type { Link } from '@ucanto/interface'
 import { ok as answer, provide, provideAdvanced } from '@ucanto/server'
-import {
-  access,
-  capability as defineCapability,
-  Schema,
-} from '@ucanto/validator'
 import { CID } from 'multiformats/cid'
-import { Backup, BACKUP_ABILITIES } from '../capabilities/index.ts'
-import { SpaceDID } from '../capabilities/common.ts'
+import { Backup } from '../capabilities/index.ts'
 import type { Run } from '../stores/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
-import { InvalidBodyError } from './errors.ts'
-import { attachedBlocks, checkReadable, failure } from './invocation.ts'
+import { attachedDelegation, findAuthority } from './delegation.ts'
+import { failure } from './invocation.ts'
 
 /** Runs that `backup/status` lists for a Space. */
 const LISTED_RUNS = 20
-
-const ANYTHING = Schema.dictionary({ value: Schema.unknown() })
 
 /** Handlers of `backup/*`. */
 export function createBackupService(context: ServiceContext) {
@@ -39,14 +25,15 @@ export function createBackupService(context: ServiceContext) {
       handler: async ({ capability, invocation, context: validation }) => {
         const space = capability.with
         const { account, include, delegation } = capability.nb
-        const given = delegation
-          ? delegationIn(invocation, delegation)
-          : ok(invocation.proofs.filter((proof) => isDelegation(proof)))
-        if (given.error) return given
+        const attached =
+          delegation && attachedDelegation(invocation, delegation)
+        if (attached?.error) return attached
         const authority = await findAuthority(
           agent,
           space,
-          given.ok,
+          attached
+            ? [attached.ok]
+            : invocation.proofs.filter((proof) => isDelegation(proof)),
           validation
         )
         if (authority.error) return authority
@@ -90,74 +77,6 @@ export function createBackupService(context: ServiceContext) {
       return ok({ runs: [statusOf(run)] })
     }),
   }
-}
-
-function delegationIn(invocation: Invocation, link: Link) {
-  const delegation = Delegation.view(
-    { root: link as Link<never>, blocks: attachedBlocks(invocation) },
-    null
-  )
-  if (!delegation) {
-    return failure(
-      'InsufficientDelegation',
-      `the delegation ${link.toString()} is not attached; attach its blocks to the invocation`
-    )
-  }
-  try {
-    checkReadable(delegation)
-  } catch (error) {
-    if (!(error instanceof InvalidBodyError)) throw error
-    return failure('InsufficientDelegation', error.message)
-  }
-  return ok([delegation])
-}
-
-/**
- * Finds what allows the service's agent to do in the Space what a run needs.
- *
- * @param validation - how the invocation itself was validated
- */
-async function findAuthority(
-  agent: Signer,
-  space: `did:key:${string}`,
-  delegations: DelegationView[],
-  validation: InvocationContext
-) {
-  const proofs = delegations.filter(
-    ({ audience }) => audience.did() === agent.did()
-  )
-  if (proofs.length === 0) {
-    return failure(
-      'InsufficientDelegation',
-      `nothing is delegated to the service's agent ${agent.did()}; delegate ${BACKUP_ABILITIES.join(', ')} to it`
-    )
-  }
-  const lacking: string[] = []
-  let reason = ''
-  for (const can of BACKUP_ABILITIES) {
-    const trial = await invoke({
-      issuer: agent,
-      audience: agent,
-      capability: { can, with: space },
-      proofs,
-    }).delegate()
-    const allowed = await access(trial, {
-      ...validation,
-      authority: validation.id,
-      // A delegation for one event or one blob does not do.
-      capability: defineCapability({ can, with: SpaceDID, nb: ANYTHING }),
-    })
-    if (allowed.error) {
-      lacking.push(can)
-      reason ||= allowed.error.message
-    }
-  }
-  return lacking.length === 0
-    ? ok(proofs)
-    : failure(
-        'InsufficientDelegation',
-        `the delegation does not allow ${lacking.join(', ')} in ${space}; delegate again with them (${reason.slice(0, 1000)})`
-      )
 }
 
 function statusOf(run: Run): Backup.RunStatus {

@@ -61,7 +61,10 @@ async function collectEvents(
 ) {
   const blocks = attachedBlocks(invocation)
   const found = new Map<string, ClockEvent>()
-  let wave = await unknown([event.toString()])
+  const first = event.toString()
+  // One that is there is looked at before anybody is asked: most likely it is
+  // new, and its parents are not. If it is known, nothing comes of it.
+  let wave = blocks.has(first) ? [first] : await unknown([first])
   while (wave.length > 0) {
     const parents = new Set<string>()
     for (const cid of wave) {

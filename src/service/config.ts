@@ -2,6 +2,7 @@ import { join } from 'node:path'
 import { Verifier } from '@ucanto/principal'
 import { z } from 'zod'
 import { DEFAULT_LIMITS } from '../backup/index.ts'
+import { RHYTHM_LIMITS } from '../scheduler/index.ts'
 
 const httpUrl = z.string().transform((text, context) => {
   const url = URL.canParse(text) ? new URL(text) : undefined
@@ -180,6 +181,16 @@ export const SETTINGS = {
     integer(0, 1_000_000).default(1_200),
     'NUMBER',
     'invocations a minute by one agent; 0 for any number'
+  ),
+  minScheduleInterval: setting(
+    integer(1, 86_400).default(RHYTHM_LIMITS.minimum),
+    'SECONDS',
+    'shortest time between two backups of a schedule'
+  ),
+  schedulesPerSpace: setting(
+    integer(1, 1_000_000).default(1000),
+    'NUMBER',
+    'schedules that one Space may have'
   ),
   maxBlobSize: setting(
     integer(1, 8 * 1024 ** 3).default(DEFAULT_LIMITS.maxBlobSize),

@@ -3,6 +3,7 @@ import type { Logger } from 'pino'
 import type { AccountReader, IdentityResolver, Time } from '../backup/index.ts'
 import type { BackupLimits, CreateSpool } from '../backup/index.ts'
 import type { CreateSha256 } from '../backup/sha256.ts'
+import type { RhythmLimits } from '../scheduler/index.ts'
 import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
 import type { Stores } from '../stores/index.ts'
 import type { Provisioning } from './provisioning.ts'
@@ -25,6 +26,10 @@ export interface ServiceContext {
   runner: Pick<Runner, 'kick'>
   time: Time
   logger: Logger
+  /** How often schedules may be due. */
+  rhythmLimits: RhythmLimits
+  /** Schedules that one Space may have. */
+  schedulesPerSpace: number
   /** Other services whose `did:web` may stand in proofs, with their keys. */
   authorities: Authority[]
 }

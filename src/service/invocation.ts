@@ -17,6 +17,18 @@ export function failure<Name extends string>(
   return { error: { name, message } }
 }
 
+/**
+ * The message of a failure of Ucanto, which describes what was claimed, and
+ * cannot where that is no JSON.
+ */
+export function messageOf(error: { name: string; message: string }): string {
+  try {
+    return error.message
+  } catch {
+    return 'what the proofs are about has values that cannot be described, such as an integer of 64 bits'
+  }
+}
+
 /** Blocks that came with an invocation. Their hashes were checked before. */
 export function attachedBlocks(invocation: Invocation): Map<string, Block> {
   const blocks = new Map<string, Block>()

@@ -17,8 +17,9 @@ import {
   RateLimitedError,
   TooManySignaturesError,
 } from './errors.ts'
-import { checkReadable, failure } from './invocation.ts'
+import { checkReadable, failure, messageOf } from './invocation.ts'
 import { createRevocationService } from './revocations.ts'
+import { createScheduleService } from './schedules.ts'
 import { createValidation } from './validation.ts'
 
 /** Invocations that one request may bring. */
@@ -31,7 +32,10 @@ const MAX_MESSAGE_LENGTH = 4096
 export function createService(context: ServiceContext) {
   return {
     clock: createClockService(context),
-    backup: createBackupService(context),
+    backup: {
+      ...createBackupService(context),
+      ...createScheduleService(context),
+    },
     ucan: createRevocationService(context),
   }
 }
@@ -184,7 +188,7 @@ function plain({ ok, error }: Answer): Answer {
   return {
     error: {
       name: error.name,
-      message: error.message.slice(0, MAX_MESSAGE_LENGTH),
+      message: messageOf(error).slice(0, MAX_MESSAGE_LENGTH),
       ...('retryAfter' in error ? { retryAfter: error.retryAfter } : {}),
     },
   }

@@ -20,6 +20,7 @@ import {
   systemTime,
   withNativeSigning,
 } from '../node/index.ts'
+import { RHYTHM_LIMITS } from '../scheduler/index.ts'
 import {
   connectUploadService,
   createRevocationReader,
@@ -30,7 +31,7 @@ import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
 import { DataFolderError } from './errors.ts'
 import { createApp } from './http/app.ts'
-import { listen } from './http/listen.ts'
+import { listen, type Handle } from './http/listen.ts'
 import { createLogger } from './logger.ts'
 import { createProvisioning } from './provisioning.ts'
 import { createRates } from './rates.ts'
@@ -93,9 +94,11 @@ export async function startService(
     )
   )
   // The DID may depend on the port, which is known when the service listens.
-  let handle: (request: Request) => Response | Promise<Response> = () =>
+  let handle: Handle = () =>
     new Response('the service is starting', { status: 503 })
-  const http = resources.use(await listen((request) => handle(request), config))
+  const http = resources.use(
+    await listen((request, env) => handle(request, env), config)
+  )
 
   const url = config.publicUrl ?? new URL(`http://localhost:${http.port}`)
   const did: `did:web:${string}` = `did:web:${encodeURIComponent(url.host)}`
@@ -107,6 +110,11 @@ export async function startService(
     time,
     logger,
     authorities: config.trustedAuthorities,
+    rhythmLimits: {
+      ...RHYTHM_LIMITS,
+      minimum: config.minScheduleInterval,
+    },
+    schedulesPerSpace: config.schedulesPerSpace,
     revocations: createRevocations({
       store: stores.revocations,
       ...(config.revocationsPolicy === 'off'
@@ -170,7 +178,7 @@ export async function startService(
     watch: { watchers: context.watchers, time, stopping: stopping.signal },
     isDraining: () => stopping.signal.aborted,
   })
-  handle = (request) => app.fetch(request)
+  handle = (request, env) => app.fetch(request, env)
 
   const owned = resources.move()
   let disposed: Promise<void> | undefined

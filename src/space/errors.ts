@@ -59,3 +59,23 @@ export class PrunedError extends Error {
 export class RemovedError extends Error {
   override readonly name = 'RemovedError'
 }
+
+/** Somebody else sealed it, or it is not as it was sealed. */
+export class UnsealError extends Error {
+  override readonly name = 'UnsealError'
+}
+
+/** The authorization is older than one that the agent has seen. */
+export class ReplayedAuthorizationError extends Error {
+  override readonly name = 'ReplayedAuthorizationError'
+}
+
+/** The agent's signatures of the same differ, so that no key can be taken from them. */
+export class NonDeterministicSignerError extends Error {
+  override readonly name = 'NonDeterministicSignerError'
+}
+
+/** Nobody can open what is sealed for such a recipient. */
+export class InvalidRecipientError extends Error {
+  override readonly name = 'InvalidRecipientError'
+}

@@ -83,12 +83,16 @@ export {
   AccountNotFoundError,
   BackupNotFoundError,
   DecodeError,
+  InvalidRecipientError,
   MissingBlockError,
+  NonDeterministicSignerError,
   PrunedError,
   RemovedError,
+  ReplayedAuthorizationError,
   TooLargeError,
   UnknownVersionError,
   UnreadableStateError,
+  UnsealError,
 } from './errors.ts'
 export {
   MAX_EVENT_SIZE,
@@ -128,5 +132,20 @@ export {
   getEntry,
   putAll,
 } from './pail.ts'
+export {
+  createRecoveryIdentity,
+  openPart,
+  parseRecipient,
+  recipientOf,
+  sealPart,
+} from './private-part.ts'
+export {
+  MAX_SEALED_SIZE,
+  type SealingAgent,
+  type SealingSubject,
+  deriveIdentity,
+  openAuthorization,
+  sealAuthorization,
+} from './sealing.ts'
 export { MAX_ACCOUNTS, decodeState, encodeState, readState } from './state.ts'
 export { TOMBSTONE, isTombstone } from './tombstone.ts'

@@ -1,8 +1,15 @@
 import * as dagCbor from '@ipld/dag-cbor'
 import { readAccount } from './account.ts'
-import type { Backup, BlockFetcher, DID, Link, State } from './interface.ts'
+import type {
+  Backup,
+  BlockFetcher,
+  DID,
+  Link,
+  State,
+  UnknownLink,
+} from './interface.ts'
 import { entries } from './pail.ts'
-import { link, timestamp as checkTimestamp } from './schema.ts'
+import { isSha256Link, isTimestamp } from './schema.ts'
 import { readState } from './state.ts'
 import { isTombstone } from './tombstone.ts'
 
@@ -51,17 +58,15 @@ export async function* listBackups(
   const accountLink = (await readState(fetcher, state))[account]
   if (accountLink === undefined) return
   const { backups, prunedBefore } = await readAccount(fetcher, accountLink)
-  const checkBackup = link<Backup>(dagCbor.code)
   let count = 0
   for await (const [key, value] of entries(fetcher, backups, {
     gte: prunedBefore,
     reverse,
     readAhead: Math.min(limit - 1, READ_AHEAD),
   })) {
-    const path = `Backups ${backups.toString()}`
-    const timestamp = checkTimestamp(key, `${path} key`)
-    if (isTombstone(value)) continue
-    yield { timestamp, backup: checkBackup(value, `${path}[${timestamp}]`) }
+    // What else stands there is no backup, and keeps nobody from the others.
+    if (isTombstone(value) || !isTimestamp(key) || !isBackup(value)) continue
+    yield { timestamp: key, backup: value }
     if (++count >= limit) return
   }
 }
@@ -83,4 +88,8 @@ export async function latestBackup(
   })
   for await (const backup of latest) return backup
   return undefined
+}
+
+function isBackup(value: UnknownLink): value is Link<Backup> {
+  return isSha256Link(value, dagCbor.code)
 }

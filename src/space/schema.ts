@@ -156,16 +156,21 @@ export function did(value: unknown, path: string): DID {
 
 /** A point in time as `YYYY-MM-DDTHH:mm:ss.sssZ`: ordered as text is. */
 export function timestamp(value: unknown, path: string): string {
-  if (
-    typeof value !== 'string' ||
-    !TIMESTAMP_SYNTAX.test(value) ||
-    !isSameTime(value)
-  ) {
+  if (!isTimestamp(value)) {
     throw new DecodeError(
       `${path} must be a UTC time like 2025-03-12T15:13:59.958Z`
     )
   }
   return value
+}
+
+/** Whether a value is a UTC time with milliseconds, as ISO 8601 has it. */
+export function isTimestamp(value: unknown): value is string {
+  return (
+    typeof value === 'string' &&
+    TIMESTAMP_SYNTAX.test(value) &&
+    isSameTime(value)
+  )
 }
 
 /** Whether the text is its own canonical form: no 30th of February. */

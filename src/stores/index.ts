@@ -6,11 +6,13 @@ import { openPostgres } from './postgres.ts'
 import { createReceiptStore } from './receipts.ts'
 import { createRevocationStore } from './revocations.ts'
 import { createRunStore } from './runs.ts'
+import { createScheduleStore } from './schedules.ts'
 import { createSpaceStore } from './spaces.ts'
 import { openSqlite } from './sqlite.ts'
 
 export * from './errors.ts'
 export type * from './interface.ts'
+export type { Tables } from './tables.ts'
 
 /**
  * `path` of an SQLite file (or `:memory:`), or `databaseUrl` of a PostgreSQL
@@ -36,12 +38,14 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
       ? await openSqlite(options.path)
       : await openPostgres(options.databaseUrl)
   return {
+    database: db,
     clock: createClockStore(db),
     runs: createRunStore(db),
     receipts: createReceiptStore(db),
     journal: createJournalStore(db),
     revocations: createRevocationStore(db),
     spaces: createSpaceStore(db),
+    schedules: createScheduleStore(db),
     async ping() {
       await sql`select 1`.execute(db)
     },

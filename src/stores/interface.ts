@@ -7,13 +7,19 @@
  * @packageDocumentation
  */
 
+import type { Kysely } from 'kysely'
+import type { Tables } from './tables.ts'
+
 export interface Stores extends AsyncDisposable {
+  /** What the stores are kept in, for those who share a transaction with them. */
+  database: Kysely<Tables>
   clock: ClockStore
   runs: RunStore
   receipts: ReceiptStore
   journal: JournalStore
   revocations: RevocationStore
   spaces: SpaceStore
+  schedules: ScheduleStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -239,4 +245,187 @@ export interface JournalStore {
   ): Promise<void>
 
   clear(space: string, account: string): Promise<void>
+}
+
+export type ScheduleState = 'active' | 'paused' | 'stopped'
+
+/** When there are runs: after so many seconds, or by the clock on a wall. */
+export type Rhythm = { every: number } | { cron: string; timezone: string }
+
+/** What somebody decides of a schedule. */
+export interface ScheduleDecision {
+  rhythm: Rhythm
+  /** Unix milliseconds that the times of `every` are counted from. */
+  anchor: number
+  /** Names of the parts to back up; all there are, if left out. */
+  include?: string[] | undefined
+  /** Left out, the delegation there is stays. */
+  delegation?: StoredDelegation
+  /** Host of the account, once it is known. */
+  host?: string | undefined
+  state: ScheduleState
+  /** Why it is paused or stopped, where nobody asked for it. */
+  reason?: RunError | undefined
+  /** Unix milliseconds from which on a pause is over. */
+  pausedUntil?: number | undefined
+  /**
+   * Unix milliseconds at which the schedule is due, also if it is paused. Never
+   * due if left out, as one that is stopped.
+   */
+  next?: number | undefined
+}
+
+/** A delegation as it was given. */
+export interface StoredDelegation {
+  /** CID of the delegation. */
+  cid: string
+  /** CAR with all of its proofs. */
+  bytes: Uint8Array
+  /** Unix milliseconds; the earliest in its chain of proofs. */
+  expiration?: number | undefined
+}
+
+/** One schedule, without the bytes of its delegation. */
+export interface Schedule extends Omit<ScheduleDecision, 'delegation'> {
+  space: string
+  account: string
+  delegation: Omit<StoredDelegation, 'bytes'>
+  lastRun?: LastRun | undefined
+  /** Unix milliseconds. */
+  created: number
+  /** Unix milliseconds of the last decision or run. */
+  updated: number
+  /** Who has claimed it. */
+  owner?: string | undefined
+  /** Unix milliseconds from which on the claim may be released by others. */
+  leaseExpiration?: number | undefined
+}
+
+/** What came of the latest run of a schedule. */
+export interface LastRun {
+  /** CID of the task. */
+  run: string
+  /** Unix milliseconds. */
+  finished: number
+  outcome: 'first' | 'incremental' | 'unchanged' | 'failed'
+  error?: RunError
+}
+
+/** How a claimed schedule goes on. */
+export interface ScheduleSettlement extends Pick<
+  ScheduleDecision,
+  'state' | 'reason' | 'next' | 'host'
+> {
+  /** Left out, the run before stays the last. */
+  lastRun?: LastRun | undefined
+  /** Unix milliseconds. */
+  now: number
+}
+
+/** A transaction of the database that the stores are in. */
+export interface StoreTransaction {
+  /**
+   * @param text - one statement, in the language of the database
+   * @param values - of its parameters
+   */
+  query(text: string, values?: unknown[]): Promise<{ rows: unknown[] }>
+}
+
+/**
+ * Schedules: at most one of an account into a Space. A schedule that is due is
+ * claimed by one owner and not claimed again before it is settled or its lease
+ * was released. What is decided while it is claimed stands: settling it then
+ * changes neither its state nor its next time.
+ */
+export interface ScheduleStore {
+  /**
+   * Makes a schedule or changes it. Nothing else changes it between the look
+   * and the decision.
+   *
+   * @param decide - answers what there shall be, or nothing to leave all as it
+   *   is; must not use the stores
+   * @param now - Unix milliseconds
+   * @returns what there is after it
+   */
+  decide(
+    space: string,
+    account: string,
+    decide: (present: Schedule | undefined) => ScheduleDecision | undefined,
+    now: number
+  ): Promise<Schedule | undefined>
+
+  get(space: string, account: string): Promise<Schedule | undefined>
+
+  /** @returns the delegation of a schedule, whole */
+  delegation(
+    space: string,
+    account: string
+  ): Promise<StoredDelegation | undefined>
+
+  /** @returns schedules of the Space, in the order of their accounts */
+  list(space: string): Promise<Schedule[]>
+
+  count(space: string): Promise<number>
+
+  /**
+   * Forgets a schedule and its delegation.
+   *
+   * @returns what there was
+   */
+  remove(space: string, account: string): Promise<Schedule | undefined>
+
+  /**
+   * Claims schedules that are due and not claimed, those first that are due the
+   * longest. A pause that was to end by then has ended: it is active again.
+   *
+   * @param options.now - Unix milliseconds
+   * @param options.limit - the most schedules to claim
+   * @param options.owner - who claims them
+   * @param options.lease - milliseconds until others may release them
+   * @param inTransaction - called with what was claimed, if anything was, in
+   *   the transaction that claims it: all or nothing. Must not use the stores
+   * @returns the schedules; `next` of each is when it was due
+   */
+  claimDue(
+    options: { now: number; limit: number; owner: string; lease: number },
+    inTransaction?: (
+      schedules: Schedule[],
+      transaction: StoreTransaction
+    ) => Promise<void>
+  ): Promise<Schedule[]>
+
+  /**
+   * @param leaseExpiration - Unix milliseconds
+   * @returns false when the schedule is not the owner's any more
+   */
+  renewLease(
+    space: string,
+    account: string,
+    owner: string,
+    leaseExpiration: number
+  ): Promise<boolean>
+
+  /**
+   * Ends a claim.
+   *
+   * @returns false when the schedule is not the owner's any more
+   */
+  settle(
+    space: string,
+    account: string,
+    owner: string,
+    settlement: ScheduleSettlement
+  ): Promise<boolean>
+
+  /**
+   * Releases claims whose lease has expired; what was due is due again.
+   *
+   * @param options.now - Unix milliseconds
+   * @param options.limit - the most claims to release
+   * @returns what was released, with the owners that had it
+   */
+  releaseExpired(options: {
+    now: number
+    limit: number
+  }): Promise<{ space: string; account: string; owner: string }[]>
 }

@@ -1,5 +1,4 @@
-import { sql } from 'kysely'
-import type { Kysely } from 'kysely'
+import { sql, SqliteAdapter, type Kysely } from 'kysely'
 import type { Migration } from 'kysely/migration'
 
 /** PostgreSQL's name; SQLite keeps bytes as bytes whatever the column's type. */
@@ -110,4 +109,144 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0004-heads-in-clocks': {
+    async up(db: Kysely<Before>) {
+      await db.schema
+        .alterTable('clocks')
+        .addColumn('head', 'text', (column) => column.notNull().defaultTo('[]'))
+        .execute()
+      const heads = new Map<string, string[]>()
+      const rows = await db.selectFrom('heads').selectAll().execute()
+      for (const { space, event } of rows) {
+        heads.set(space, [...(heads.get(space) ?? []), event])
+      }
+      for (const [space, events] of heads) {
+        await db
+          .updateTable('clocks')
+          .set({ head: JSON.stringify(events.sort()) })
+          .where('space', '=', space)
+          .execute()
+      }
+      await db.schema.dropTable('heads').execute()
+      // SQLite would write each of its rows twice: beside its key, and under
+      // a number of its own.
+      if (db.getExecutor().adapter instanceof SqliteAdapter) {
+        for (const table of ['events', 'clocks']) await dropRowids(db, table)
+      }
+    },
+  },
+
+  '0005-jobs': {
+    async up(db: Kysely<unknown>) {
+      // Used by the embedded engine alone: pg-boss has tables of its own.
+      await db.schema
+        .createTable('jobs')
+        .addColumn('id', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('kind', 'text', (column) => column.notNull())
+        .addColumn('key', 'text', (column) => column.notNull().unique())
+        .addColumn('slot', 'text', (column) => column.notNull())
+        .addColumn('priority', 'integer', (column) => column.notNull())
+        .addColumn('data', 'text', (column) => column.notNull())
+        .addColumn('state', 'text', (column) => column.notNull())
+        .addColumn('created', 'bigint', (column) => column.notNull())
+        .addColumn('start_after', 'bigint', (column) => column.notNull())
+        .addColumn('claims', 'integer', (column) => column.notNull())
+        .addColumn('excused', 'integer', (column) => column.notNull())
+        .addColumn('owner', 'text')
+        .addColumn('lease_expiration', 'bigint')
+        .execute()
+      await db.schema
+        .createIndex('jobs_one_active_in_slot')
+        .unique()
+        .on('jobs')
+        .column('slot')
+        .where(sql<boolean>`state = 'active'`)
+        .execute()
+      await db.schema
+        .createIndex('jobs_to_claim')
+        .on('jobs')
+        .columns(['priority desc', 'created', 'start_after'])
+        .where(sql<boolean>`state = 'queued'`)
+        .execute()
+
+      await db.schema
+        .createTable('dead_jobs')
+        .addColumn('id', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('kind', 'text', (column) => column.notNull())
+        .addColumn('key', 'text', (column) => column.notNull())
+        .addColumn('slot', 'text', (column) => column.notNull())
+        .addColumn('data', 'text', (column) => column.notNull())
+        .addColumn('attempts', 'integer', (column) => column.notNull())
+        .addColumn('error', 'text', (column) => column.notNull())
+        .addColumn('died', 'bigint', (column) => column.notNull())
+        .execute()
+      await db.schema
+        .createIndex('dead_jobs_by_age')
+        .on('dead_jobs')
+        .columns(['died', 'id'])
+        .execute()
+    },
+  },
+
+  '0006-schedules': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('schedules')
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('account', 'text', (column) => column.notNull())
+        .addColumn('rhythm', 'text', (column) => column.notNull())
+        .addColumn('anchor', 'bigint', (column) => column.notNull())
+        .addColumn('include', 'text')
+        .addColumn('delegation', 'text', (column) => column.notNull())
+        .addColumn('delegation_bytes', bytes, (column) => column.notNull())
+        .addColumn('delegation_expiration', 'bigint')
+        .addColumn('host', 'text')
+        .addColumn('state', 'text', (column) => column.notNull())
+        .addColumn('reason', 'text')
+        .addColumn('paused_until', 'bigint')
+        .addColumn('next', 'bigint')
+        .addColumn('last_run', 'text')
+        .addColumn('created', 'bigint', (column) => column.notNull())
+        .addColumn('updated', 'bigint', (column) => column.notNull())
+        .addColumn('version', 'integer', (column) => column.notNull())
+        .addColumn('owner', 'text')
+        .addColumn('lease_expiration', 'bigint')
+        .addColumn('claimed_version', 'integer')
+        .addPrimaryKeyConstraint('schedules_key', ['space', 'account'])
+        .execute()
+      // Those that are claimed leave this index: a sweep never walks past them.
+      await db.schema
+        .createIndex('schedules_due')
+        .on('schedules')
+        .columns(['next'])
+        .where(sql<boolean>`next is not null and owner is null`)
+        .execute()
+      await db.schema
+        .createIndex('schedules_claimed')
+        .on('schedules')
+        .columns(['lease_expiration'])
+        .where(sql<boolean>`owner is not null`)
+        .execute()
+    },
+  },
+}
+
+async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {
+  const { sql: create } = await db
+    .selectFrom('sqlite_master')
+    .select('sql')
+    .where('type', '=', 'table')
+    .where('name', '=', table)
+    .executeTakeFirstOrThrow()
+  await sql`alter table ${sql.table(table)} rename to replaced`.execute(db)
+  await sql.raw(`${create} without rowid`).execute(db)
+  await sql`insert into ${sql.table(table)} select * from replaced`.execute(db)
+  await sql`drop table replaced`.execute(db)
+}
+
+interface Before {
+  heads: { space: string; event: string }
+  clocks: { space: string; head: string }
+  sqlite_master: { name: string; type: string; sql: string }
 }

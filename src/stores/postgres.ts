@@ -7,6 +7,9 @@ import type { Tables } from './tables.ts'
 
 const POOL = { connections: 10, timeout: 10_000 }
 
+/** Statements that are prepared on a connection: those that come first. */
+const MAX_PREPARED = 100
+
 /**
  * Opens a PostgreSQL database. The tables are in the first schema of its
  * search path.
@@ -25,6 +28,7 @@ export async function openPostgres(
     max: POOL.connections,
     connectionTimeoutMillis: POOL.timeout,
     types,
+    Client: PreparingClient,
   })
   // An idle connection that breaks is replaced by the pool. If the database
   // stays away, the next query says so.
@@ -77,6 +81,32 @@ const types: pg.CustomTypesConfig = {
           oid,
           format
         ) as unknown)) as typeof pg.types.getTypeParser,
+}
+
+/**
+ * Has the server prepare what is asked again and again: to plan a small
+ * statement takes it longer than to run it.
+ */
+class PreparingClient extends pg.Client {
+  readonly #names = new Map<string, string>()
+
+  override query(...input: unknown[]): never {
+    const [text, values, ...rest] = input
+    const name =
+      Array.isArray(values) && values.length > 0 && this.#nameOf(text as string)
+    const query = name ? [{ name, text, values }, ...rest] : input
+    return super.query(...(query as [string])) as never
+  }
+
+  #nameOf(text: string): string | undefined {
+    // What these answer may change under a running process, by a migration.
+    if (text.includes('*')) return undefined
+    let name = this.#names.get(text)
+    if (name === undefined && this.#names.size < MAX_PREPARED) {
+      this.#names.set(text, (name = `statement ${this.#names.size}`))
+    }
+    return name
+  }
 }
 
 class NamedErrorsPostgresDialect extends PostgresDialect {

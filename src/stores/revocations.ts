@@ -1,6 +1,6 @@
 import type { Kysely } from 'kysely'
 import type { RevocationStore } from './interface.ts'
-import { inBatches } from './rows.ts'
+import { batchesOf } from './rows.ts'
 import type { Tables } from './tables.ts'
 
 export function createRevocationStore(db: Kysely<Tables>): RevocationStore {
@@ -14,17 +14,17 @@ export function createRevocationStore(db: Kysely<Tables>): RevocationStore {
     },
 
     async find(delegations) {
-      const found: { delegation: string; revoker: string }[] = []
-      await inBatches([...new Set(delegations)], async (batch) => {
-        found.push(
-          ...(await db
+      if (delegations.length === 0) return []
+      const found = await Promise.all(
+        batchesOf([...new Set(delegations)]).map((batch) =>
+          db
             .selectFrom('revocations')
             .select(['delegation', 'revoker'])
             .where('delegation', 'in', batch)
-            .execute())
+            .execute()
         )
-      })
-      return found
+      )
+      return found.flat()
     },
   }
 }

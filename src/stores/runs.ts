@@ -2,7 +2,7 @@ import { sql } from 'kysely'
 import type { Kysely, SqlBool } from 'kysely'
 import type { Run, RunError, RunRequest, RunStore } from './interface.ts'
 import { createReceiptStore } from './receipts.ts'
-import { toBytes } from './rows.ts'
+import { fromJSON, toBytes, toJSON } from './rows.ts'
 import type { RunRow, Tables } from './tables.ts'
 
 /** As the partial indexes have it, literally, so that they are used. */
@@ -189,12 +189,4 @@ function toRun(row: RunRow): Run {
     owner: row.owner ?? undefined,
     leaseExpiration: row.lease_expiration ?? undefined,
   }
-}
-
-function toJSON(value: unknown): string | null {
-  return value === undefined ? null : JSON.stringify(value)
-}
-
-function fromJSON(text: string | null): unknown {
-  return text === null ? undefined : JSON.parse(text)
 }

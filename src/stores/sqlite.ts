@@ -16,14 +16,19 @@ import type {
   QueryCompiler,
   QueryResult,
   SelectModifierNode,
+  SqliteDatabase,
   SqliteDialectConfig,
 } from 'kysely'
+import { LRUCache } from 'lru-cache'
 import { StoreUnavailableError } from './errors.ts'
 import { migrate } from './migrate.ts'
 import type { Tables } from './tables.ts'
 
 /** How long to wait for another process that is writing, in milliseconds. */
 const BUSY = { timeout: 5_000, minDelay: 1, maxDelay: 20 }
+
+/** Prepared statements that are kept. */
+const MAX_STATEMENTS = 200
 
 /**
  * Opens a database file, and makes it and its folder if they are not there,
@@ -35,7 +40,9 @@ const BUSY = { timeout: 5_000, minDelay: 1, maxDelay: 20 }
 export async function openSqlite(path: string): Promise<Kysely<Tables>> {
   const database = await openFile(path)
   const db = new Kysely<Tables>({
-    dialect: new OneWriterSqliteDialect({ database }),
+    dialect: new OneWriterSqliteDialect({
+      database: keepingStatements(database),
+    }),
   })
   try {
     await migrate(db)
@@ -66,6 +73,25 @@ async function openFile(path: string): Promise<Database.Database> {
       `Cannot open the database file ${path}. Check that it is a database of this software and that its folder may be written.`,
       { cause }
     )
+  }
+}
+
+/** To prepare a statement takes longer than to run most of them. */
+function keepingStatements(database: Database.Database): SqliteDatabase {
+  const statements = new LRUCache<string, Database.Statement>({
+    max: MAX_STATEMENTS,
+  })
+  return {
+    prepare(text) {
+      let statement = statements.get(text)
+      // One that is being read row by row cannot be run again meanwhile.
+      if (!statement || statement.busy) {
+        statement = database.prepare(text)
+        statements.set(text, statement)
+      }
+      return statement
+    },
+    close: () => database.close(),
   }
 }
 

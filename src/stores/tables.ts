@@ -1,12 +1,13 @@
-import type { RunState } from './interface.ts'
+import type { RunState, ScheduleState } from './interface.ts'
 
 /** Rows as both databases hold them; see `migrations.ts`. */
 export interface Tables {
-  clocks: { space: string }
+  /** `head` is a JSON array of CIDs, sorted. */
+  clocks: { space: string; head: string }
   events: { space: string; event: string; bytes: Uint8Array }
-  heads: { space: string; event: string }
   runs: RunRow
   receipts: { task: string; bytes: Uint8Array }
+  schedules: ScheduleRow
   spaces: { space: string; provisioned: number; checked: number }
   revocations: {
     delegation: string
@@ -21,6 +22,8 @@ export interface Tables {
     position: number
     bytes: Uint8Array
   }
+  jobs: JobRow
+  dead_jobs: DeadJobRow
 }
 
 /** Times are Unix milliseconds; JSON is text. */
@@ -42,4 +45,61 @@ export interface RunRow {
   attempts: number
   owner: string | null
   lease_expiration: number | null
+}
+
+/** A job of the embedded engine that has not come to its end. */
+export interface JobRow {
+  id: string
+  kind: string
+  key: string
+  slot: string
+  priority: number
+  data: string
+  state: 'queued' | 'active'
+  created: number
+  start_after: number
+  /** How often it was claimed. */
+  claims: number
+  /** Claims that do not count as attempts. */
+  excused: number
+  owner: string | null
+  lease_expiration: number | null
+}
+
+/** A job, of either engine, that was given up. */
+export interface DeadJobRow {
+  id: string
+  kind: string
+  key: string
+  slot: string
+  data: string
+  attempts: number
+  error: string
+  died: number
+}
+
+/** Times are Unix milliseconds; JSON is text. */
+export interface ScheduleRow {
+  space: string
+  account: string
+  rhythm: string
+  anchor: number
+  include: string | null
+  delegation: string
+  delegation_bytes: Uint8Array
+  delegation_expiration: number | null
+  host: string | null
+  state: ScheduleState
+  reason: string | null
+  paused_until: number | null
+  next: number | null
+  last_run: string | null
+  created: number
+  updated: number
+  /** How many decisions there were. */
+  version: number
+  owner: string | null
+  lease_expiration: number | null
+  /** The version that was claimed. */
+  claimed_version: number | null
 }

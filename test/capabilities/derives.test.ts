@@ -19,6 +19,11 @@ const CAPABILITIES = {
   'clock/advance': Clock.advance,
   'backup/run': Backup.run,
   'backup/status': Backup.status,
+  'backup/schedule': Backup.schedule,
+  'backup/schedules': Backup.schedules,
+  'backup/pause': Backup.pause,
+  'backup/resume': Backup.resume,
+  'backup/unschedule': Backup.unschedule,
   'clock/*': Clock.clock,
   'backup/*': Backup.backup,
   'backup/perform': Backup.perform,
@@ -33,6 +38,14 @@ const linkTo = (text: string) =>
 
 const ONE = linkTo('one')
 const TWO = linkTo('two')
+
+const HOURLY = { account: ACCOUNT, every: 3600, delegation: ONE }
+const DAILY = {
+  account: ACCOUNT,
+  cron: '0 4 * * *',
+  timezone: 'Europe/Berlin',
+  delegation: ONE,
+}
 
 type Nb = Record<string, unknown>
 
@@ -83,18 +96,27 @@ describe('capabilities', () => {
   const nbOf: Partial<Record<string, Nb>> = {
     'clock/advance': { event: ONE },
     'backup/run': { account: ACCOUNT },
+    'backup/schedule': HOURLY,
+    'backup/pause': { account: ACCOUNT },
+    'backup/resume': { account: ACCOUNT },
+    'backup/unschedule': { account: ACCOUNT },
     'ucan/revoke': { ucan: ONE },
   }
 
   describe('that cover others', () => {
     const covers: Record<string, string[]> = {
       'clock/*': ['clock/head', 'clock/advance'],
-      'backup/*': ['backup/run', 'backup/status'],
+      'backup/*': ABILITIES.filter((can) => can.startsWith('backup/')),
       '*': [...ABILITIES],
       'clock/head': ['clock/head'],
       'clock/advance': ['clock/advance'],
       'backup/run': ['backup/run'],
       'backup/status': ['backup/status'],
+      'backup/schedule': ['backup/schedule'],
+      'backup/schedules': ['backup/schedules'],
+      'backup/pause': ['backup/pause'],
+      'backup/resume': ['backup/resume'],
+      'backup/unschedule': ['backup/unschedule'],
       'space/*': [],
       'upload/*': [],
       'clock/advance/*': [],
@@ -205,6 +227,81 @@ describe('capabilities', () => {
         { delegation: ONE },
         /for delegation \w+, not for all/,
       ],
+      ['backup/schedule', HOURLY, HOURLY, undefined],
+      ['backup/schedule', HOURLY, { account: ACCOUNT }, undefined],
+      [
+        'backup/schedule',
+        HOURLY,
+        { account: OTHER_ACCOUNT },
+        /for account did:web:other\.example, not did:plc:/,
+      ],
+      ['backup/schedule', HOURLY, { every: 3600 }, undefined],
+      [
+        'backup/schedule',
+        HOURLY,
+        { every: 86_400 },
+        /for every 86400, not 3600/,
+      ],
+      ['backup/schedule', DAILY, { every: 86_400 }, /for every 86400, not for/],
+      ['backup/schedule', DAILY, DAILY, undefined],
+      [
+        'backup/schedule',
+        DAILY,
+        { cron: '0 5 * * *' },
+        /for cron 0 5 \* \* \*/,
+      ],
+      [
+        'backup/schedule',
+        DAILY,
+        { timezone: 'UTC' },
+        /for timezone UTC, not Eur/,
+      ],
+      [
+        'backup/schedule',
+        HOURLY,
+        { include: [] },
+        /limits include to \[\]; say which/,
+      ],
+      ['backup/schedule', HOURLY, { delegation: TWO }, /for delegation/],
+      ['backup/pause', { account: ACCOUNT }, { account: ACCOUNT }, undefined],
+      [
+        'backup/pause',
+        { account: ACCOUNT },
+        { account: OTHER_ACCOUNT },
+        /for account/,
+      ],
+      ['backup/pause', { account: ACCOUNT, until: 2 }, { until: 2 }, undefined],
+      [
+        'backup/pause',
+        { account: ACCOUNT, until: 3 },
+        { until: 2 },
+        /for until 2, not 3/,
+      ],
+      [
+        'backup/pause',
+        { account: ACCOUNT },
+        { until: 2 },
+        /for until 2, not for/,
+      ],
+      ['backup/resume', { account: ACCOUNT }, { account: ACCOUNT }, undefined],
+      [
+        'backup/resume',
+        { account: ACCOUNT },
+        { account: OTHER_ACCOUNT },
+        /for account/,
+      ],
+      [
+        'backup/unschedule',
+        { account: ACCOUNT },
+        { account: ACCOUNT },
+        undefined,
+      ],
+      [
+        'backup/unschedule',
+        { account: ACCOUNT },
+        { account: OTHER_ACCOUNT },
+        /for account/,
+      ],
       ['backup/status', { run: ONE }, { run: ONE }, undefined],
       ['backup/status', { run: TWO }, { run: ONE }, /for run/],
       ['backup/status', {}, { run: ONE }, /for run \w+, not for all/],
@@ -241,6 +338,17 @@ describe('capabilities', () => {
       ['backup/run', { account: ACCOUNT, include: 'blobs' }],
       ['backup/run', { account: ACCOUNT, include: ['everything'] }],
       ['backup/run', { account: ACCOUNT, delegation: 'bafy' }],
+      ['backup/schedule', { ...HOURLY, account: 'alice.test' }],
+      ['backup/schedule', { ...HOURLY, every: '1h' }],
+      ['backup/schedule', { ...HOURLY, every: 1.5 }],
+      ['backup/schedule', { ...DAILY, cron: 4 }],
+      ['backup/schedule', { ...DAILY, timezone: 1 }],
+      ['backup/schedule', { ...HOURLY, include: ['everything'] }],
+      ['backup/schedule', { account: ACCOUNT, every: 3600 }],
+      ['backup/pause', undefined],
+      ['backup/pause', { account: ACCOUNT, until: 'tomorrow' }],
+      ['backup/resume', { account: 'alice.test' }],
+      ['backup/unschedule', {}],
       ['backup/status', { run: 'bafy' }],
       ['backup/status', { run: 1 }],
     ]

@@ -121,6 +121,8 @@ const GOOD: Record<
   provisioningMaxAge: { unset: 86_400, reads: { '1': 1, '3600': 3600 } },
   spaceRate: { unset: 6000, reads: { '0': 0, '1': 1 } },
   issuerRate: { unset: 1200, reads: { '0': 0, '1000000': 1_000_000 } },
+  schedulesPerSpace: { unset: 1000, reads: { '1': 1, '1000000': 1_000_000 } },
+  minScheduleInterval: { unset: 300, reads: { '1': 1, '86400': 86_400 } },
   logLevel: { unset: 'info', reads: { debug: 'debug', silent: 'silent' } },
 }
 
@@ -164,6 +166,8 @@ const BAD: Record<SettingName, string[]> = {
   provisioningMaxAge: [...NUMBERS, '0', '31536001'],
   spaceRate: [...NUMBERS, '1000001'],
   issuerRate: [...NUMBERS, '1000001'],
+  schedulesPerSpace: [...NUMBERS, '0', '1000001'],
+  minScheduleInterval: [...NUMBERS, '0', '86401'],
   logLevel: ['loud', 'INFO'],
 }
 

@@ -67,6 +67,27 @@ export function allow(
   })
 }
 
+/** What an upload service says of a login that it has confirmed by email. */
+export function attest(
+  attester: Signer,
+  login: Delegation,
+  audience: Principal,
+  expiration = Infinity
+): Promise<Delegation> {
+  return delegate({
+    issuer: attester,
+    audience,
+    capabilities: [
+      {
+        can: 'ucan/attest',
+        with: attester.did() as `did:web:${string}`,
+        nb: { proof: login.cid },
+      },
+    ],
+    expiration,
+  })
+}
+
 export interface TestService extends RunningService {
   connection: Connection
   /** What was logged, one object a line. */

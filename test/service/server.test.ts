@@ -16,6 +16,7 @@ import {
 } from '../../src/service/server.ts'
 import { createWatchers } from '../../src/service/watchers.ts'
 import { systemTime } from '../../src/node/index.ts'
+import { RHYTHM_LIMITS } from '../../src/scheduler/index.ts'
 import { openStores, type Stores } from '../../src/stores/index.ts'
 import {
   allow,
@@ -52,6 +53,8 @@ describe('server of invocations', () => {
     time: systemTime,
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],
+    rhythmLimits: RHYTHM_LIMITS,
+    schedulesPerSpace: 1,
     rates: { count: async () => {} },
     watchers: createWatchers(),
     provisioning: { check: async () => ok({}) },

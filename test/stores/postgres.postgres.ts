@@ -9,6 +9,7 @@ import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
+import { scheduleStoreContract } from './contract/schedules.ts'
 import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
 import { alice, eventOf, requestOf } from './contract/samples.ts'
@@ -49,6 +50,7 @@ describe('stores on PostgreSQL', () => {
   describe('clock', () => bind(clockStoreContract, createSchema))
   describe('runs', () => bind(runStoreContract, createSchema))
   describe('receipts', () => bind(receiptStoreContract, createSchema))
+  describe('schedules', () => bind(scheduleStoreContract, createSchema))
   describe('spaces', () => bind(spaceStoreContract, createSchema))
   describe('revocations', () => bind(revocationStoreContract, createSchema))
   describe('journal', () => bind(journalStoreContract, createSchema))
@@ -137,5 +139,35 @@ describe('stores on PostgreSQL', () => {
       scans = Number(rows[0].idx_scan)
     }
     assert.equal(scans, 1)
+  })
+
+  it('finds schedules to claim and to release by an index', async () => {
+    await using schema = await createSchema()
+    await using stores = await openStores(schema.options)
+    const now = 1_742_140_800_000
+    await schema.query(`
+      insert into schedules (space, account, rhythm, anchor, delegation, delegation_bytes, state, next, created, updated, version, owner, lease_expiration)
+      select 'space-' || n, 'account', '{"every":3600}', 0, 'bafy', '', 'active', ${now} + n - 10, 0, 0, 1,
+        case when n % 100 = 0 then 'other' end, case when n % 100 = 0 then ${now} + n end
+      from generate_series(1, 50000) n`)
+    await schema.query('analyze schedules')
+    const claim = { now, owner: 'one', lease: 1_000_000, limit: 1000 }
+    assert.equal((await stores.schedules.claimDue(claim)).length, 10)
+    const release = { now: now + 500, limit: 100 }
+    assert.equal((await stores.schedules.releaseExpired(release)).length, 5)
+    // A connection hands its statistics over some time after its end.
+    await stores[Symbol.asyncDispose]()
+    const scans = new Map<string, number>()
+    for (let tries = 0; !scans.get('schedules_key') && tries < 100; tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 50))
+      const { rows } = await schema.query(
+        `select indexrelname as name, idx_scan as scans from pg_stat_user_indexes
+        where schemaname = current_schema() and relname = 'schedules'`
+      )
+      for (const { name, scans: count } of rows) scans.set(name, Number(count))
+    }
+    assert.equal(scans.get('schedules_due'), 1)
+    assert.equal(scans.get('schedules_claimed'), 1)
+    assert.equal(scans.get('schedules_key'), 10 + 5)
   })
 })

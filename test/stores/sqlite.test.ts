@@ -12,9 +12,11 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Database from 'better-sqlite3'
-import { sql } from 'kysely'
+import { Kysely, sql, SqliteDialect } from 'kysely'
+import { Migrator } from 'kysely/migration'
 import { createClockStore } from '../../src/stores/clock.ts'
 import { openStores } from '../../src/stores/index.ts'
+import { migrations } from '../../src/stores/migrations.ts'
 import { openSqlite } from '../../src/stores/sqlite.ts'
 import { clockStoreContract } from './contract/clock.ts'
 import { bind, bindShared } from './contract/contract.ts'
@@ -23,9 +25,10 @@ import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
+import { scheduleStoreContract } from './contract/schedules.ts'
 import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
-import { alice, eventOf } from './contract/samples.ts'
+import { alice, bob, eventOf } from './contract/samples.ts'
 import { sharedStoresContract } from './contract/shared.ts'
 
 interface TestFile extends TestDatabase {
@@ -55,6 +58,7 @@ describe('stores on SQLite', () => {
       describe('clock', () => bind(clockStoreContract, createDatabase))
       describe('runs', () => bind(runStoreContract, createDatabase))
       describe('receipts', () => bind(receiptStoreContract, createDatabase))
+      describe('schedules', () => bind(scheduleStoreContract, createDatabase))
       describe('spaces', () => bind(spaceStoreContract, createDatabase))
       describe('revocations', () =>
         bind(revocationStoreContract, createDatabase))
@@ -117,7 +121,7 @@ describe('stores on SQLite', () => {
   it('leaves out row locks and nothing else', async () => {
     await using db = await openSqlite(':memory:')
     await createClockStore(db).advance(alice, [eventOf('a'), eventOf('b')])
-    const spaces = db.selectFrom('heads').select('space').distinct()
+    const spaces = db.selectFrom('events').select('space').distinct()
     const rows = []
     for await (const row of spaces.forUpdate().skipLocked().stream()) {
       rows.push(row)
@@ -184,6 +188,37 @@ describe('stores on SQLite', () => {
       .prepare(`select * from sqlite_master where name = 'clocks'`)
       .all()
     assert.deepEqual(clocks, [])
+  })
+
+  it('keeps the clocks of a database that an older version has made', async () => {
+    await using file = await createFile()
+    await mkdir(join(file.folder, 'data'))
+    {
+      await using db = new Kysely<never>({
+        dialect: new SqliteDialect({ database: new Database(file.path) }),
+      })
+      const old = Object.entries(migrations).slice(0, 3)
+      const migrator = new Migrator({
+        db,
+        provider: { getMigrations: async () => Object.fromEntries(old) },
+      })
+      assert.equal((await migrator.migrateToLatest()).error, undefined)
+    }
+    {
+      using database = disposable(new Database(file.path))
+      database.exec(`
+        insert into clocks values ('${alice}'), ('${bob}');
+        insert into events values ('${alice}', 'b', x'02'), ('${alice}', 'a', x'01'), ('${alice}', 'c', x'03');
+        insert into heads values ('${alice}', 'c'), ('${alice}', 'b')`)
+    }
+    await using stores = await openStores(file.options)
+    assert.deepEqual(await stores.clock.head(alice), ['b', 'c'])
+    assert.deepEqual(await stores.clock.head(bob), [])
+    assert.deepEqual(await stores.clock.event(alice, 'a'), new Uint8Array([1]))
+    assert.deepEqual(
+      await stores.clock.advance(alice, [eventOf('d', 'b', 'a')]),
+      ['c', 'd']
+    )
   })
 
   it('refuses a database that a newer version has migrated', async () => {

@@ -1,3 +1,4 @@
+import type { HttpBindings } from '@hono/node-server'
 import { Hono } from 'hono'
 import { cors } from 'hono/cors'
 import { CID } from 'multiformats/cid'
@@ -76,7 +77,12 @@ export function createApp(context: AppContext): Hono {
         415
       )
     }
-    const body = await readBody(c.req.raw, context.maxBodySize)
+    const body = await readBody(
+      c.req.raw,
+      // Not there where a request comes from elsewhere than the network.
+      (c.env as Partial<HttpBindings> | undefined)?.incoming,
+      context.maxBodySize
+    )
     await verifyBlocks(body)
     const answer = await server.request({ body })
     return c.body(answer.body as Uint8Array<ArrayBuffer>, 200, answer.headers)

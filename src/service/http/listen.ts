@@ -21,6 +21,12 @@ const MAX_HEADER_SIZE = 64 * 1024
 /** Requests under way may take so long when the server closes, in milliseconds. */
 const CLOSE_TIMEOUT = 5_000
 
+/** Answers a request; `env` has it as Node.js has it. */
+export type Handle = (
+  request: Request,
+  env?: object
+) => Response | Promise<Response>
+
 export interface HttpServer extends AsyncDisposable {
   port: number
 }
@@ -31,7 +37,7 @@ export interface HttpServer extends AsyncDisposable {
  * @throws {@link ListenError}
  */
 export async function listen(
-  handle: (request: Request) => Response | Promise<Response>,
+  handle: Handle,
   {
     host,
     port,

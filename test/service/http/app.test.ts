@@ -318,6 +318,11 @@ describe('HTTP edge', () => {
           'clock/advance',
           'backup/run',
           'backup/status',
+          'backup/schedule',
+          'backup/schedules',
+          'backup/pause',
+          'backup/resume',
+          'backup/unschedule',
           'ucan/revoke',
         ],
       })

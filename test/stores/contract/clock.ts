@@ -125,6 +125,56 @@ export const clockStoreContract: Contract = {
     ])
   },
 
+  'of advances at the same time each is accepted or refused by itself': async (
+    assert,
+    { clock }
+  ) => {
+    const answers = await Promise.allSettled([
+      clock.advance(alice, [eventOf('a')]),
+      clock.advance(bob, [eventOf('a')]),
+      clock.advance(alice, [eventOf('b', 'a')]),
+      clock.advance(alice, [eventOf('d', 'c')]),
+      clock.advance(bob, [eventOf('e'), eventOf('f')], { maxHeads: 2 }),
+      clock.advance(alice, [eventOf('a')]),
+      clock.advance(bob, [eventOf('b', 'a')]),
+    ])
+    assert.deepEqual(
+      answers.map((answer) =>
+        answer.status === 'fulfilled'
+          ? answer.value
+          : (answer.reason as Error).name
+      ),
+      [
+        ['a'],
+        ['a'],
+        ['b'],
+        'UnknownParentError',
+        'TooManyHeadsError',
+        ['b'],
+        ['b'],
+      ]
+    )
+    assert.deepEqual(await clock.head(alice), ['b'])
+    assert.deepEqual(await clock.head(bob), ['b'])
+    assert.deepEqual(await clock.unknown(bob, ['a', 'e', 'b', 'f']), ['e', 'f'])
+  },
+
+  'many advances at the same time are all accepted': async (
+    assert,
+    { clock }
+  ) => {
+    const names = Array.from({ length: 300 }, (_, at) =>
+      `event ${at}`.padStart(9, '0')
+    )
+    await Promise.all(
+      names.map((name, at) =>
+        clock.advance(at % 3 === 0 ? alice : bob, [eventOf(name)])
+      )
+    )
+    const heads = [...(await clock.head(alice)), ...(await clock.head(bob))]
+    assert.deepEqual(heads.sort(), names.sort())
+  },
+
   'clocks know nothing of each other': async (assert, { clock }) => {
     await clock.advance(alice, [eventOf('a')])
     assert.deepEqual(await clock.head(bob), [])

@@ -1,4 +1,8 @@
-import type { ClockEvent, RunRequest } from '../../../src/stores/index.ts'
+import type {
+  ClockEvent,
+  RunRequest,
+  ScheduleDecision,
+} from '../../../src/stores/index.ts'
 
 export const alice = 'did:key:alice'
 export const bob = 'did:key:bob'
@@ -56,6 +60,26 @@ export function requestOf(
     include: ['repo', 'blobs'],
     authority: bytesOf(`authority of ${id}`),
     created: 1_742_140_799_958,
+    ...changes,
+  }
+}
+
+/** A schedule that is due. */
+export function decisionOf(
+  changes: Partial<ScheduleDecision> = {}
+): ScheduleDecision {
+  return {
+    rhythm: { every: 3600 },
+    anchor: 1_742_100_000_000,
+    include: ['blobs'],
+    delegation: {
+      cid: 'bafydelegation',
+      bytes: bytesOf('delegation'),
+      expiration: 1_800_000_000_000,
+    },
+    host: 'pds.test',
+    state: 'active',
+    next: 1_742_140_799_958,
     ...changes,
   }
 }

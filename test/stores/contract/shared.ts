@@ -1,8 +1,10 @@
+import type { Stores } from '../../../src/stores/index.ts'
 import type { SharedContract } from './contract.ts'
 import {
   account,
   alice,
   bytesOf,
+  decisionOf,
   eventOf,
   headOf,
   randomEvents,
@@ -34,10 +36,12 @@ export const sharedStoresContract: SharedContract = {
       await stores.runs.create(requestOf('run'))
       await stores.receipts.put('task', bytesOf('receipt'))
       await stores.journal.append(alice, account, 'key', bytesOf('entry'))
+      await stores.schedules.decide(alice, account, () => decisionOf(), now)
     }
     const stores = await open()
     assert.deepEqual(await stores.clock.head(alice), ['a'])
     assert.equal((await stores.runs.get('run'))?.state, 'queued')
+    assert.equal(await stores.schedules.count(alice), 1)
     assert.deepEqual(await stores.receipts.get('task'), bytesOf('receipt'))
     assert.deepEqual(await stores.journal.load(alice, account), [
       bytesOf('entry'),
@@ -197,5 +201,65 @@ export const sharedStoresContract: SharedContract = {
     const texts = entries.map((entry) => new TextDecoder().decode(entry))
     assert.deepEqual(texts.toSorted(), keys.sort())
     assert.deepEqual(await two.journal.load(alice, account), entries)
+  },
+
+  'of many who claim at once, each schedule has one owner': async (
+    assert,
+    open
+  ) => {
+    const stores = [await open(), await open()]
+    const accounts = Array.from(
+      { length: 40 },
+      (_, index) => `did:plc:${index}`
+    )
+    for (const each of accounts) {
+      await stores[0]?.schedules.decide(alice, each, () => decisionOf(), now)
+    }
+    const claims = await Promise.all(
+      stores.flatMap(({ schedules }, at) =>
+        ['x', 'y', 'z'].map(async (worker) => {
+          const mine: string[] = []
+          const owner = `${at}-${worker}`
+          for (;;) {
+            const batch = await schedules.claimDue({
+              owner,
+              now,
+              lease,
+              limit: 3,
+            })
+            // Rows that others are about to claim are skipped.
+            if (batch.length === 0) return mine
+            for (const schedule of batch) {
+              assert.equal(schedule.owner, owner)
+              mine.push(schedule.account)
+            }
+          }
+        })
+      )
+    )
+    const claimed = claims.flat()
+    assert.equal(new Set(claimed).size, claimed.length)
+    assert.deepEqual(claimed.sort(), accounts.sort())
+  },
+
+  'decisions that come at once follow one another': async (assert, open) => {
+    const [one, two] = [await open(), await open()]
+    const count = ({ schedules }: Stores) =>
+      schedules.decide(
+        alice,
+        account,
+        (present) => decisionOf({ anchor: (present?.anchor ?? 0) + 1 }),
+        now
+      )
+    await one.schedules.decide(
+      alice,
+      account,
+      () => decisionOf({ anchor: 0 }),
+      now
+    )
+    await Promise.all(
+      Array.from({ length: 10 }).flatMap(() => [count(one), count(two)])
+    )
+    assert.equal((await one.schedules.get(alice, account))?.anchor, 20)
   },
 }

@@ -1,0 +1,13 @@
+/**
+ * Schedules: when they are due, and what becomes of them then.
+ *
+ * @packageDocumentation
+ */
+export { InvalidRhythmError } from './errors.ts'
+export {
+  anchorOf,
+  nextTime,
+  readRhythm,
+  RHYTHM_LIMITS,
+  type RhythmLimits,
+} from './next-time.ts'

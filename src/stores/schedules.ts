@@ -1,0 +1,312 @@
+import { CompiledQuery, sql } from 'kysely'
+import type { Kysely, Selectable, SqlBool } from 'kysely'
+import type {
+  LastRun,
+  Rhythm,
+  RunError,
+  Schedule,
+  ScheduleDecision,
+  ScheduleStore,
+} from './interface.ts'
+import { fromJSON, toBytes, toJSON } from './rows.ts'
+import type { ScheduleRow, Tables } from './tables.ts'
+
+/** As the partial indexes have it, literally, so that they are used. */
+const unclaimed = sql<SqlBool>`schedules.next is not null and schedules.owner is null`
+const claimed = sql<SqlBool>`schedules.owner is not null`
+
+/** All but the delegation itself, which is large and seldom needed. */
+const COLUMNS = [
+  'schedules.space',
+  'schedules.account',
+  'schedules.rhythm',
+  'schedules.anchor',
+  'schedules.include',
+  'schedules.delegation',
+  'schedules.delegation_expiration',
+  'schedules.host',
+  'schedules.state',
+  'schedules.reason',
+  'schedules.paused_until',
+  'schedules.next',
+  'schedules.last_run',
+  'schedules.created',
+  'schedules.updated',
+  'schedules.owner',
+  'schedules.lease_expiration',
+] as const
+
+type SelectedRow = Selectable<
+  Omit<ScheduleRow, 'delegation_bytes' | 'version' | 'claimed_version'>
+>
+
+export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
+  return {
+    async decide(space, account, decide, now) {
+      return db.transaction().execute(async (transaction) => {
+        const row = await transaction
+          .selectFrom('schedules')
+          .select(COLUMNS)
+          .where('space', '=', space)
+          .where('account', '=', account)
+          .forUpdate()
+          .executeTakeFirst()
+        const present = row && toSchedule(row)
+        const decision = decide(present)
+        if (!decision) return present
+        const { delegation, ...values } = toValues(decision, now)
+        if (present && !delegation) {
+          const changed = await transaction
+            .updateTable('schedules')
+            .set((schedules) => ({
+              ...values,
+              version: schedules('version', '+', 1),
+            }))
+            .where('space', '=', space)
+            .where('account', '=', account)
+            .returning(COLUMNS)
+            .executeTakeFirstOrThrow()
+          return toSchedule(changed)
+        }
+        if (!delegation) throw new TypeError('a schedule needs a delegation')
+        const columns = {
+          ...values,
+          delegation: delegation.cid,
+          delegation_bytes: delegation.bytes,
+          delegation_expiration: delegation.expiration ?? null,
+        }
+        const kept = await transaction
+          .insertInto('schedules')
+          .values({ space, account, ...columns, created: now, version: 1 })
+          .onConflict((conflict) =>
+            conflict.columns(['space', 'account']).doUpdateSet((schedules) => ({
+              ...columns,
+              version: schedules('schedules.version', '+', 1),
+            }))
+          )
+          .returning(COLUMNS)
+          .executeTakeFirstOrThrow()
+        return toSchedule(kept)
+      })
+    },
+
+    async get(space, account) {
+      const row = await db
+        .selectFrom('schedules')
+        .select(COLUMNS)
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .executeTakeFirst()
+      return row && toSchedule(row)
+    },
+
+    async delegation(space, account) {
+      const row = await db
+        .selectFrom('schedules')
+        .select(['delegation', 'delegation_bytes', 'delegation_expiration'])
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .executeTakeFirst()
+      return (
+        row && {
+          cid: row.delegation,
+          bytes: toBytes(row.delegation_bytes),
+          expiration: row.delegation_expiration ?? undefined,
+        }
+      )
+    },
+
+    async list(space) {
+      const rows = await db
+        .selectFrom('schedules')
+        .select(COLUMNS)
+        .where('space', '=', space)
+        .execute()
+      // Databases sort text by rules of their own.
+      return rows
+        .map(toSchedule)
+        .sort((one, other) => (one.account < other.account ? -1 : 1))
+    },
+
+    async count(space) {
+      const { count } = await db
+        .selectFrom('schedules')
+        .select((schedules) => schedules.fn.countAll().as('count'))
+        .where('space', '=', space)
+        .executeTakeFirstOrThrow()
+      return Number(count)
+    },
+
+    async remove(space, account) {
+      const row = await db
+        .deleteFrom('schedules')
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .returning(COLUMNS)
+        .executeTakeFirst()
+      return row && toSchedule(row)
+    },
+
+    async claimDue({ now, limit, owner, lease }, inTransaction) {
+      return db.transaction().execute(async (transaction) => {
+        const rows = await transaction
+          .with(
+            (due) => due('due').materialized(),
+            (query) =>
+              query
+                .selectFrom('schedules')
+                .select(['space', 'account'])
+                .where(unclaimed)
+                .where('next', '<=', now)
+                .orderBy('next')
+                .limit(limit)
+                .forUpdate()
+                .skipLocked()
+          )
+          .updateTable('schedules')
+          .from('due')
+          .set((schedules) => ({
+            owner,
+            lease_expiration: now + lease,
+            claimed_version: schedules.ref('schedules.version'),
+            state: 'active',
+            reason: null,
+            paused_until: null,
+          }))
+          .whereRef('schedules.space', '=', 'due.space')
+          .whereRef('schedules.account', '=', 'due.account')
+          .returning(COLUMNS)
+          .execute()
+        const schedules = rows
+          .map(toSchedule)
+          .sort((one, other) => (one.next ?? 0) - (other.next ?? 0))
+        if (schedules.length > 0) {
+          await inTransaction?.(schedules, {
+            query: (text, values = []) =>
+              transaction.executeQuery(CompiledQuery.raw(text, values)),
+          })
+        }
+        return schedules
+      })
+    },
+
+    async renewLease(space, account, owner, leaseExpiration) {
+      const { numUpdatedRows } = await db
+        .updateTable('schedules')
+        .set({ lease_expiration: leaseExpiration })
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .where('owner', '=', owner)
+        .executeTakeFirst()
+      return numUpdatedRows > 0n
+    },
+
+    async settle(space, account, owner, settlement) {
+      const { state, reason, host, lastRun, now } = settlement
+      const { numUpdatedRows } = await db
+        .updateTable('schedules')
+        .set({
+          state: unlessDecided('state', state),
+          reason: unlessDecided('reason', toJSON(reason)),
+          next: unlessDecided('next', dueTime(settlement)),
+          ...(lastRun ? { last_run: JSON.stringify(lastRun) } : {}),
+          ...(host === undefined ? {} : { host }),
+          owner: null,
+          lease_expiration: null,
+          claimed_version: null,
+          updated: now,
+        })
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .where('owner', '=', owner)
+        .executeTakeFirst()
+      return numUpdatedRows > 0n
+    },
+
+    async releaseExpired({ now, limit }) {
+      return db.transaction().execute(async (transaction) => {
+        const expired = await transaction
+          .selectFrom('schedules')
+          .select(['space', 'account', 'owner'])
+          .where(claimed)
+          .where('lease_expiration', '<=', now)
+          .orderBy('lease_expiration')
+          .limit(limit)
+          .forUpdate()
+          .skipLocked()
+          .execute()
+        for (const { space, account } of expired) {
+          await transaction
+            .updateTable('schedules')
+            .set({ owner: null, lease_expiration: null, claimed_version: null })
+            .where('space', '=', space)
+            .where('account', '=', account)
+            .execute()
+        }
+        return expired.map(({ space, account, owner }) => ({
+          space,
+          account,
+          owner: owner ?? '',
+        }))
+      })
+    },
+  }
+}
+
+/** The new value, if nothing was decided since the schedule was claimed. */
+function unlessDecided<Column extends 'state' | 'reason' | 'next'>(
+  column: Column,
+  value: ScheduleRow[Column]
+) {
+  return sql<
+    ScheduleRow[Column]
+  >`case when version = claimed_version then ${value} else ${sql.ref(column)} end`
+}
+
+function dueTime({
+  state,
+  next,
+}: Pick<ScheduleDecision, 'state' | 'next'>): number | null {
+  return state === 'stopped' ? null : (next ?? null)
+}
+
+function toValues(decision: ScheduleDecision, now: number) {
+  const { rhythm, anchor, include, delegation, state } = decision
+  const { reason, pausedUntil, host } = decision
+  return {
+    rhythm: JSON.stringify(rhythm),
+    anchor,
+    include: toJSON(include),
+    delegation,
+    ...(host === undefined ? {} : { host }),
+    state,
+    reason: toJSON(reason),
+    paused_until: pausedUntil ?? null,
+    next: dueTime(decision),
+    updated: now,
+  }
+}
+
+function toSchedule(row: SelectedRow): Schedule {
+  return {
+    space: row.space,
+    account: row.account,
+    rhythm: JSON.parse(row.rhythm) as Rhythm,
+    anchor: row.anchor,
+    include: fromJSON(row.include) as string[] | undefined,
+    delegation: {
+      cid: row.delegation,
+      expiration: row.delegation_expiration ?? undefined,
+    },
+    host: row.host ?? undefined,
+    state: row.state,
+    reason: fromJSON(row.reason) as RunError | undefined,
+    pausedUntil: row.paused_until ?? undefined,
+    next: row.next ?? undefined,
+    lastRun: fromJSON(row.last_run) as LastRun | undefined,
+    created: row.created,
+    updated: row.updated,
+    owner: row.owner ?? undefined,
+    leaseExpiration: row.lease_expiration ?? undefined,
+  }
+}

@@ -1,0 +1,280 @@
+import type { Block } from '../../src/space/index.ts'
+import {
+  JSON_CODE,
+  TOMBSTONE,
+  decodeAccount,
+  decodeAuthorization,
+  decodeAuthorizations,
+  decodeBackup,
+  decodeBlockIndex,
+  decodeBlockIndexSegment,
+  decodeEvent,
+  decodeMissingBlob,
+  decodeState,
+  encodeAccount,
+  encodeAuthorization,
+  encodeAuthorizations,
+  encodeBackup,
+  encodeBlockIndex,
+  encodeBlockIndexSegment,
+  encodeEvent,
+  encodeMissingBlob,
+  encodeState,
+  readAccount,
+  readAuthorization,
+  readAuthorizations,
+  readBackup,
+  readBlockIndex,
+  readEvent,
+  readMissingBlob,
+  readState,
+} from '../../src/space/index.ts'
+import { alice, linkOf, phone, type MemoryBlocks } from './helpers.ts'
+
+export const link = await linkOf('a')
+export const other = await linkOf('b')
+const raw = await linkOf('raw', 0x55)
+export const json = await linkOf('json', JSON_CODE)
+const recipient =
+  'age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p'
+export const shardDigest = Uint8Array.from([
+  0x12,
+  0x20,
+  ...Array<number>(32).fill(7),
+])
+
+/** A kind of block in the Space, and what it is not. */
+export interface Kind {
+  name: string
+  /** A value with every field. */
+  value: Record<string, unknown>
+  encode: (value: never) => Promise<Block>
+  decode: (block: Block) => unknown
+  read?: (fetcher: MemoryBlocks, link: never) => Promise<unknown>
+  /** Field or key → values that it must not have. */
+  invalid: Record<string, unknown[]>
+  optional?: string[]
+  /** Whether the keys are data. */
+  isMap?: boolean
+  /** Whether encoding puts the value in order first. */
+  sorts?: boolean
+}
+
+const notLinks = [null, 'text', 1, [], {}, raw, json, TOMBSTONE]
+const notIntegers = [-1, 0.5, 2n ** 63n, '1', null, true]
+export const kinds: Kind[] = [
+  {
+    name: 'Event',
+    value: { data: link, parents: [link] },
+    encode: encodeEvent,
+    decode: decodeEvent,
+    read: readEvent,
+    invalid: {
+      data: notLinks,
+      parents: [null, {}, link, [raw], [null], [link, link]],
+    },
+    sorts: true,
+  },
+  {
+    name: 'State',
+    value: { [alice]: link },
+    encode: encodeState,
+    decode: decodeState,
+    read: readState,
+    invalid: { [alice]: notLinks, 'did:plc': [link], 'at://did:plc:a': [link] },
+    isMap: true,
+  },
+  {
+    name: 'Account',
+    value: {
+      authorizations: link,
+      backups: other,
+      prunedBefore: '2025-03-12T15:13:59.958Z',
+    },
+    encode: encodeAccount,
+    decode: decodeAccount,
+    read: readAccount,
+    invalid: {
+      authorizations: notLinks,
+      backups: notLinks,
+      prunedBefore: [
+        null,
+        1741792439958,
+        '',
+        '2025-03-12',
+        '2025-03-12T15:13:59Z',
+        '2025-03-12T15:13:59.958',
+        '2025-03-12T15:13:59.958+00:00',
+        '2025-03-12T15:13:59.9580Z',
+        '2025-02-30T15:13:59.958Z',
+        '2025-03-12T24:00:00.000Z',
+        '2025-13-12T15:13:59.958Z',
+        '+002025-03-12T15:13:59.958Z',
+        '2025-03-12t15:13:59.958z',
+      ],
+    },
+    optional: ['prunedBefore'],
+  },
+  {
+    name: 'Authorizations',
+    value: { [phone]: link },
+    encode: encodeAuthorizations,
+    decode: decodeAuthorizations,
+    read: readAuthorizations,
+    invalid: {
+      [phone]: notLinks,
+      '': [link],
+      'did:key:': [link],
+      'did:Key:a': [link],
+      'did:web:a%2': [link],
+      'did:web:a b': [link],
+      [`did:key:${'a'.repeat(2048)}`]: [link],
+    },
+    isMap: true,
+  },
+  {
+    name: 'Authorization',
+    value: { sealed: new Uint8Array(3), expiration: 1, seq: 0, recipient },
+    encode: encodeAuthorization,
+    decode: decodeAuthorization,
+    read: readAuthorization,
+    invalid: {
+      sealed: [null, 'text', [1, 2], link],
+      expiration: notIntegers,
+      seq: notIntegers,
+      recipient: [null, '', 'age1', recipient.toUpperCase(), `${recipient}a`],
+    },
+    optional: ['recipient'],
+  },
+  {
+    name: 'Backup',
+    value: {
+      version: 1,
+      account: alice,
+      rev: '3lkb7k4x3hc2a',
+      repo: link,
+      blobs: other,
+      missing: link,
+      identity: { document: json, log: json },
+      signature: 'current',
+      parts: ['blobs'],
+      index: link,
+    },
+    encode: encodeBackup,
+    decode: decodeBackup,
+    read: readBackup,
+    invalid: {
+      version: [0.5, '1', null],
+      account: ['alice.test', null, 1],
+      rev: ['', '3lkb7k4x3hc2', 'zlkb7k4x3hc2a', '3lkb7k4x3hc21', null],
+      repo: notLinks,
+      blobs: notLinks,
+      missing: notLinks,
+      identity: [
+        null,
+        link,
+        [],
+        {},
+        { document: link },
+        { document: json, log: null },
+        { document: json, other: json },
+      ],
+      signature: ['future', null, true],
+      parts: [null, 'blobs', {}, [1], ['likes'], Array(65).fill('blobs')],
+      index: notLinks,
+    },
+    optional: ['missing'],
+  },
+  {
+    name: 'MissingBlob',
+    value: { reason: 'not-found', detail: 'Blob not found', tried: 1 },
+    encode: encodeMissingBlob,
+    decode: decodeMissingBlob,
+    read: readMissingBlob,
+    invalid: {
+      reason: ['lost', null, 1],
+      detail: [null, 1, 'x'.repeat(257)],
+      tried: notIntegers,
+    },
+  },
+  {
+    name: 'BlockIndex',
+    value: { version: 1, segments: [{ segment: link, count: 1 }] },
+    encode: encodeBlockIndex,
+    decode: decodeBlockIndex,
+    read: readBlockIndex,
+    invalid: {
+      version: [null, '1'],
+      segments: [
+        null,
+        {},
+        [link],
+        [{ segment: link }],
+        [{ segment: raw, count: 1 }],
+        [{ segment: link, count: -1 }],
+      ],
+    },
+  },
+  {
+    name: 'BlockIndexSegment',
+    value: {
+      version: 1,
+      shards: [{ digest: shardDigest, size: 10, location: 'https://a.test' }],
+      slices: packed([{ digest: 1, shard: 0, offset: 2, length: 8 }]),
+    },
+    encode: encodeBlockIndexSegment,
+    decode: decodeBlockIndexSegment,
+    invalid: {
+      version: [null, '1'],
+      shards: [
+        null,
+        [],
+        [{ digest: shardDigest }],
+        [{ digest: shardDigest, size: 9 }],
+        [{ digest: shardDigest.subarray(1), size: 10 }],
+        [{ digest: shardDigest.with(0, 0x13), size: 10 }],
+        [{ digest: shardDigest.with(1, 0x21), size: 10 }],
+        [{ digest: shardDigest, size: 10, location: 'x'.repeat(2049) }],
+        [
+          { digest: shardDigest, size: 10 },
+          { digest: shardDigest, size: 10 },
+        ],
+        [
+          { digest: shardDigest, size: 10 },
+          { digest: shardDigest.with(5, 9), size: 10 },
+        ],
+      ],
+      slices: [
+        null,
+        new Uint8Array(),
+        new Uint8Array(43),
+        new Uint8Array(45),
+        packed([{ digest: 1, shard: 1, offset: 0, length: 1 }]),
+        packed([{ digest: 1, shard: 0, offset: 3, length: 8 }]),
+        packed([
+          { digest: 2, shard: 0, offset: 0, length: 1 },
+          { digest: 1, shard: 0, offset: 0, length: 1 },
+        ]),
+        packed([
+          { digest: 1, shard: 0, offset: 0, length: 1 },
+          { digest: 1, shard: 0, offset: 1, length: 1 },
+        ]),
+      ],
+    },
+  },
+]
+
+/** Slices as segments have them. */
+function packed(
+  slices: { digest: number; shard: number; offset: number; length: number }[]
+): Uint8Array {
+  return Buffer.concat(
+    slices.map(({ digest, shard, offset, length }) => {
+      const bytes = Buffer.alloc(44, digest)
+      bytes.writeUIntBE(shard, 32, 2)
+      bytes.writeUIntBE(offset, 34, 6)
+      bytes.writeUIntBE(length, 40, 4)
+      return bytes
+    })
+  )
+}
