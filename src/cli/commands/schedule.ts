@@ -240,10 +240,20 @@ function createUnscheduleCommand(
           { connection, nonce: crypto.randomUUID() }
         )
       )
+      const cid = schedule?.delegation.cid.toString()
+      const issued = await createIssuedDelegations(issuedFolder(session)).list()
+      const own = issued.some(({ delegation }) => `${delegation.cid}` === cid)
       return {
         json: { account, schedule: schedule ? plain(schedule) : null },
         text: schedule
-          ? `${account} is backed up by itself no more; what was backed up stays. The delegation is forgotten, and \`bluesky-backups delegation revoke ${schedule.delegation.cid}\` also takes it back`
+          ? [
+              `${account} is not backed up by itself any more; its backups stay, and the service has forgotten the delegation`,
+              ...(own
+                ? [
+                    `take the delegation back as well with \`bluesky-backups delegation revoke ${cid}\``,
+                  ]
+                : []),
+            ].join('\n')
           : `there was no schedule of ${account}`,
       }
     }
