@@ -100,7 +100,7 @@ export function anchorOf(
 ): number {
   if (!('every' in rhythm)) return now
   const window = Math.min(rhythm.every * 1000, FIRST_WINDOW)
-  return now + 1 + spread(space, account, window)
+  return now + spread(space, account, window)
 }
 
 /**

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { create } from '@storacha/client'
-import { delegate, DID } from '@ucanto/core'
+import { CAR, delegate, DID } from '@ucanto/core'
 import { ed25519 } from '@ucanto/principal'
 import {
   BACKUP_ABILITIES,
@@ -165,22 +165,29 @@ describe('schedules on the command line', () => {
       [...SCHEDULE_ABILITIES] as never,
       { expiration: Math.floor(Date.now() / 1000) + 86_400 }
     )
-    const file = join(folder, 'storacha.car')
     const { ok: archive } = await delegation.archive()
-    await writeFile(file, archive!)
-    const { schedule } = await alice.json([
-      'schedule',
-      'alice.test',
-      '--every',
-      '1h',
-      '--delegation',
-      file,
-    ])
-    assert.equal(schedule.delegation.cid, delegation.cid.toString())
-    assert.equal(
-      Date.parse(schedule.delegation.expiration),
-      delegation.expiration * 1000
-    )
+    const blocks = [...delegation.export()]
+    // Older versions write the blocks alone.
+    const legacy = CAR.encode({
+      blocks: new Map(blocks.map((block) => [`${block.cid}`, block])),
+    })
+    for (const content of [archive!, legacy]) {
+      const file = join(folder, 'storacha.car')
+      await writeFile(file, content)
+      const { schedule } = await alice.json([
+        'schedule',
+        'alice.test',
+        '--every',
+        '1h',
+        '--delegation',
+        file,
+      ])
+      assert.equal(schedule.delegation.cid, delegation.cid.toString())
+      assert.equal(
+        Date.parse(schedule.delegation.expiration),
+        delegation.expiration * 1000
+      )
+    }
   })
 
   it('tell what a delegation lacks', async () => {

@@ -206,6 +206,13 @@ describe('schedule handlers', () => {
       assert.deepEqual(await list(), [made])
     })
 
+    it('begins soon with another rhythm, however long its interval', async () => {
+      await schedule({ every: 20 * 24 * 3600 })
+      ahead = 5 * 24 * HOUR
+      const { next } = await schedule({ every: 30 * 24 * 3600 })
+      assert.ok(next! > now() && next! <= now() + HOUR)
+    })
+
     it('goes on with what was stopped', async () => {
       await schedule()
       const reason = { name: 'DelegationExpired', message: 'it has expired' }
@@ -674,6 +681,17 @@ describe('schedule handlers', () => {
       assert.equal(back?.state, 'active')
       assert.equal(back.pausedUntil, undefined)
       assert.equal(back.next, paused.next)
+    })
+
+    it('is over when somebody schedules after its end', async () => {
+      await schedule()
+      await pause(seconds(3600))
+      ahead = 2 * HOUR
+      const made = await schedule({ every: 7200 })
+      assert.equal(made.state, 'active')
+      assert.equal(made.pausedUntil, undefined)
+      const kept = await stores.schedules.get(space.did(), ACCOUNT)
+      assert.equal(kept?.state, 'active')
     })
 
     it('refuses a pause that has no end to come', async () => {
