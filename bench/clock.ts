@@ -26,14 +26,17 @@ import { startServiceProcess } from './setup.ts'
 
 const CONNECTIONS = [1, 32]
 const ADVANCES = 640
+/** Where the peer walks through the history, it takes its time. */
+const SLOW_ADVANCES = 320
 /** Events of a clock that its stale writers have missed. */
 const HISTORY = 1_000
 /** Writers at the same clock at the same time. */
 const WRITERS = 32
 /** Stale ones: the head has room for what they write and what they missed. */
 const STALE_WRITERS = 16
-/** Rounds that count. One more before them is for warming up. */
-const ROUNDS = 3
+/** Rounds that count, and those before them, for warming up. */
+const ROUNDS = { measured: 3, warm: 3 }
+const SLOW_ROUNDS = { measured: 2, warm: 1 }
 /** Events of the clocks whose advances are timed. */
 const SIZES = [10, 1_000, 10_000, 100_000]
 const SAMPLES = 300
@@ -87,8 +90,10 @@ export async function run(say: (line: string) => void): Promise<Measurement[]> {
       if (kind === 'fresh') {
         competitors.push(...contestants.map(({ limit }) => limit))
       }
-      const rates = await compare(competitors, (server) =>
-        advanceRate(server, kind, connections)
+      const rates = await compare(
+        competitors,
+        (server) => advanceRate(server, kind, connections),
+        kind === 'fresh' ? ROUNDS : SLOW_ROUNDS
       )
       for (const { store, ours, limit } of contestants) {
         const measured = {
@@ -115,8 +120,10 @@ export async function run(say: (line: string) => void): Promise<Measurement[]> {
         `advances, ${kind}, ${plural(connections)}: ${competitors.map((server) => `${server.name} ${Math.round(rates(server))}/s`).join(', ')}`
       )
     }
-    const rates = await compare([...servers, peer], (server) =>
-      headRate(server, connections)
+    const rates = await compare(
+      [...servers, peer],
+      (server) => headRate(server, connections),
+      SLOW_ROUNDS
     )
     for (const { store, ours } of contestants) {
       measurements.push(
@@ -159,13 +166,14 @@ export async function run(say: (line: string) => void): Promise<Measurement[]> {
 /** Measures servers in turns, so that all have the same weather. */
 async function compare(
   servers: Server[],
-  measure: (server: Server) => Promise<number>
+  measure: (server: Server) => Promise<number>,
+  { measured, warm }: { measured: number; warm: number }
 ): Promise<(server: Server) => number> {
   const rates = new Map(servers.map((server) => [server, [] as number[]]))
-  for (let round = 0; round <= ROUNDS; round++) {
+  for (let round = 0; round < warm + measured; round++) {
     for (const server of servers) {
       const rate = await measure(server)
-      if (round > 0) rates.get(server)?.push(rate)
+      if (round >= warm) rates.get(server)?.push(rate)
     }
   }
   return (server) => median(rates.get(server) ?? [])
@@ -213,7 +221,7 @@ async function planWork(kind: Kind, connections: number): Promise<Work[]> {
       history,
       writers: await Promise.all(
         Array.from({ length: writers }, (_, writer) =>
-          chainOf(`writer ${writer}`, ADVANCES / WRITERS, history[0])
+          chainOf(`writer ${writer}`, SLOW_ADVANCES / WRITERS, history[0])
         )
       ),
     }))

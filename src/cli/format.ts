@@ -47,6 +47,19 @@ export function parseDuration(text: string): number | undefined {
     : Number(count) * SECONDS[unit as keyof typeof SECONDS]
 }
 
+/**
+ * @param seconds - a whole number
+ * @returns the number with a unit, as {@link parseDuration} takes it
+ */
+export function formatDuration(seconds: number): string {
+  const units = Object.entries(SECONDS).filter(([unit]) => !'wy'.includes(unit))
+  const [unit, size] = units.findLast(([, size]) => seconds % size === 0) ?? [
+    's',
+    1,
+  ]
+  return `${seconds / size}${unit}`
+}
+
 /** Columns under a head, without lines between them. */
 export function formatTable(head: string[], rows: string[][]): string {
   const none = Object.fromEntries(

@@ -12,6 +12,7 @@ import { createDelegationCommand } from './commands/delegation.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
 import { createNetworkCommand } from './commands/network.ts'
+import { createScheduleCommands } from './commands/schedule.ts'
 import { createServeCommand } from './commands/serve.ts'
 import { createSpaceCommand } from './commands/space.ts'
 import { createStatusCommand } from './commands/status.ts'
@@ -107,6 +108,7 @@ Example:
     createDelegateCommand,
     createDelegationCommand,
     createBackupCommand,
+    createScheduleCommands,
     createClockCommand,
     createStatusCommand,
     createServeCommand,

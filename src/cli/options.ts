@@ -10,6 +10,7 @@ import {
   type SettingName,
 } from '../service/config.ts'
 import { UsageError } from './errors.ts'
+import { parseDuration } from './format.ts'
 
 /** Settings that the agent shares with the service. */
 const NETWORK_SETTINGS = [
@@ -122,6 +123,23 @@ export function readLimit(text: string): number {
     throw new UsageError('--limit: must be a whole number from 1')
   }
   return Number(text)
+}
+
+/**
+ * Reads `--expires-in`: from now on.
+ *
+ * @returns Unix seconds, or `Infinity`
+ * @throws {@link UsageError}
+ */
+export function readExpiration(text: string): number {
+  if (text === 'never') return Infinity
+  const seconds = parseDuration(text)
+  if (!seconds) {
+    throw new UsageError(
+      '--expires-in: give a number and a unit, as in 24h or 365d, or never'
+    )
+  }
+  return Math.floor(Date.now() / 1000) + seconds
 }
 
 function readHome(

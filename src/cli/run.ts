@@ -25,6 +25,7 @@ import { createJournal } from '../service/journal.ts'
 import { LIMIT_SETTINGS, settingFlags, type Flags } from './options.ts'
 import { askService } from './service.ts'
 import type { FoundService, Session } from './session.ts'
+import { resolveAccount } from './target.ts'
 
 /** What a service may do for one run is over after so many seconds. */
 const RUN_LIFETIME = 24 * 60 * 60
@@ -113,9 +114,7 @@ export async function startRun(
   // So that the backup goes on where the agent's own clock stands.
   await session.clock()
   const { info, connection } = await session.service()
-  const did = account.startsWith('did:')
-    ? account
-    : (await session.identities.resolve(account, { signal: io.signal })).did
+  const did = await resolveAccount(session, account, io.signal)
   const delegation = await delegate({
     issuer: client.agent.issuer,
     audience: DID.parse(info.agent),
@@ -133,7 +132,7 @@ export async function startRun(
         with: space,
         proofs: proofsFor(client, space, ['backup/run']),
       },
-      { account: did as `did:${string}:${string}`, delegation },
+      { account: did, delegation },
       // Asked again in the same second, it is another run that is meant.
       { connection, nonce: crypto.randomUUID() }
     )

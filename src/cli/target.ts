@@ -204,6 +204,22 @@ export function normalizeAccount(word: string): string {
   return word.startsWith('did:') ? word : word.replace(/^@/, '').toLowerCase()
 }
 
+/**
+ * The DID of an account, which need not have backups.
+ *
+ * @param word - DID or handle
+ */
+export async function resolveAccount(
+  session: Session,
+  word: string,
+  signal: AbortSignal
+): Promise<DID> {
+  const account = normalizeAccount(word)
+  return account.startsWith('did:')
+    ? (account as DID)
+    : (await session.identities.resolve(account, { signal })).did
+}
+
 /** The handle that a DID document names; nobody has checked it. */
 export function handleIn(document: string): string | undefined {
   let parsed: unknown

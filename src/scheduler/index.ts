@@ -11,3 +11,15 @@ export {
   RHYTHM_LIMITS,
   type RhythmLimits,
 } from './next-time.ts'
+export {
+  createScheduler,
+  SCHEDULER_POLICY,
+  type Scheduler,
+  type SchedulerContext,
+  type SchedulerPolicy,
+} from './scheduler.ts'
+export {
+  createEmbeddedEngine,
+  openPgBossEngine,
+  type JobEngine,
+} from './engine/index.ts'

@@ -58,6 +58,9 @@ const authority = z
     }
   })
 
+/** What a process of the service does. */
+export const ROLES = ['all', 'api', 'scheduler', 'worker'] as const
+
 /**
  * Every setting: how its text is read, what it is when not given, and what
  * help says of it. The name gives the flag (`--public-url`) and the variable
@@ -182,6 +185,11 @@ export const SETTINGS = {
     'NUMBER',
     'invocations a minute by one agent; 0 for any number'
   ),
+  role: setting(
+    z.enum(ROLES).default('all'),
+    'ROLE',
+    'what this process does: api answers requests, scheduler looks for what is due, worker makes backups, all does all; the others share one PostgreSQL'
+  ),
   minScheduleInterval: setting(
     integer(1, 86_400).default(RHYTHM_LIMITS.minimum),
     'SECONDS',
@@ -301,6 +309,11 @@ export function readConfig(
     flags,
     environment
   )
+  if (config.role !== 'all' && config.databaseUrl === undefined) {
+    throw new ConfigError([
+      `--role: ${config.role} is a part of a service whose processes share one PostgreSQL; give its URL by --database-url`,
+    ])
+  }
   return {
     ...config,
     keyFile: config.keyFile ?? join(config.dataFolder, 'service.key'),

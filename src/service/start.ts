@@ -20,13 +20,23 @@ import {
   systemTime,
   withNativeSigning,
 } from '../node/index.ts'
-import { RHYTHM_LIMITS } from '../scheduler/index.ts'
+import {
+  createEmbeddedEngine,
+  createScheduler,
+  openPgBossEngine,
+  RHYTHM_LIMITS,
+  SCHEDULER_POLICY,
+  type JobEngine,
+  type SchedulerContext,
+  type SchedulerPolicy,
+} from '../scheduler/index.ts'
 import {
   connectUploadService,
   createRevocationReader,
   type RetryPolicy,
 } from '../storacha/index.ts'
-import { openStores } from '../stores/index.ts'
+import { openStores, type Stores } from '../stores/index.ts'
+import { decodeDelegations } from './authority.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
 import { DataFolderError } from './errors.ts'
@@ -64,6 +74,7 @@ export interface ServiceOptions {
   logger?: Logger
   time?: Time
   policy?: RunnerPolicy
+  schedulerPolicy?: SchedulerPolicy
   /** Size of the CARs that are put into Spaces, in bytes. */
   shardSize?: number
 }
@@ -80,6 +91,7 @@ export async function startService(
     logger = createLogger(config.logLevel),
     time = systemTime,
     policy = RUNNER_POLICY,
+    schedulerPolicy = SCHEDULER_POLICY,
     shardSize = DEFAULT_LIMITS.shardSize,
   }: ServiceOptions = {}
 ): Promise<RunningService> {
@@ -148,21 +160,43 @@ export async function startService(
       time,
       logger,
     }),
-    runner: { kick: () => runner.kick() },
+    runner: { kick: () => runner?.kick() },
   }
   const server = await createServer(context)
   const channel = server as unknown as Channel<Service>
-  const runner = startRunner({
-    ...context,
-    ...createPipeline(config, { logger, shardSize }),
-    policy,
-    connection: () => connect({ id, codec: CAR.outbound, channel }),
-    concurrency: config.concurrentRuns,
-  })
+  const connection = () => connect({ id, codec: CAR.outbound, channel })
+  const pipeline = createPipeline(config, { logger, shardSize })
+  const has = (role: ServiceConfig['role']) =>
+    config.role === 'all' || config.role === role
+  const runner = has('worker')
+    ? startRunner({
+        ...context,
+        ...pipeline,
+        policy,
+        connection,
+        concurrency: config.concurrentRuns,
+      })
+    : undefined
+  const scheduler =
+    has('scheduler') || has('worker')
+      ? createScheduler({
+          ...context,
+          engine: resources.use(
+            await openEngine(config, { stores, time, logger })
+          ),
+          connection,
+          decodeDelegations,
+          findHost: createHostFinder(pipeline, logger),
+          policy: schedulerPolicy,
+        })
+      : undefined
+  if (has('scheduler')) scheduler?.sweep()
+  if (has('worker')) scheduler?.work({ concurrency: config.concurrentRuns })
   const stopping = new AbortController()
-  resources.defer(() => {
+  resources.defer(async () => {
     stopping.abort()
-    return runner.drain(config.drainTimeout * 1000)
+    const timeout = config.drainTimeout * 1000
+    await Promise.all([scheduler?.drain(timeout), runner?.drain(timeout)])
   })
   const app = createApp({
     info: {
@@ -188,6 +222,33 @@ export async function startService(
     agent: agent.did(),
     keyCreated: agent.created,
     [Symbol.asyncDispose]: () => (disposed ??= owned.disposeAsync()),
+  }
+}
+
+/** Opens the engine of the jobs, on the database that the stores are on. */
+function openEngine(
+  { databaseUrl }: ServiceConfig,
+  { stores, time, logger }: { stores: Stores; time: Time; logger: Logger }
+): JobEngine | Promise<JobEngine> {
+  const options = { database: stores.database, time, logger }
+  return databaseUrl === undefined
+    ? createEmbeddedEngine(options)
+    : openPgBossEngine({ ...options, databaseUrl })
+}
+
+/** Runs of one host are limited; who knows the host of an account tells. */
+function createHostFinder(
+  { identities }: PipelineContext,
+  logger: Logger
+): SchedulerContext['findHost'] {
+  return async (account, signal) => {
+    try {
+      const { pds } = await identities.resolve(account, { signal })
+      return pds.host
+    } catch (error) {
+      logger.debug({ err: error, account }, 'the host is not known')
+      return undefined
+    }
   }
 }
 

@@ -322,15 +322,6 @@ export interface ScheduleSettlement extends Pick<
   now: number
 }
 
-/** A transaction of the database that the stores are in. */
-export interface StoreTransaction {
-  /**
-   * @param text - one statement, in the language of the database
-   * @param values - of its parameters
-   */
-  query(text: string, values?: unknown[]): Promise<{ rows: unknown[] }>
-}
-
 /**
  * Schedules: at most one of an account into a Space. A schedule that is due is
  * claimed by one owner and not claimed again before it is settled or its lease
@@ -390,7 +381,7 @@ export interface ScheduleStore {
     options: { now: number; limit: number; owner: string; lease: number },
     inTransaction?: (
       schedules: Schedule[],
-      transaction: StoreTransaction
+      transaction: Kysely<Tables>
     ) => Promise<void>
   ): Promise<Schedule[]>
 

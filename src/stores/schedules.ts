@@ -1,4 +1,4 @@
-import { CompiledQuery, sql } from 'kysely'
+import { sql } from 'kysely'
 import type { Kysely, Selectable, SqlBool } from 'kysely'
 import type {
   LastRun,
@@ -36,6 +36,9 @@ const COLUMNS = [
   'schedules.lease_expiration',
 ] as const
 
+/** Somebody else made the schedule between the look and the decision. */
+const CONFLICT = Symbol('conflict')
+
 type SelectedRow = Selectable<
   Omit<ScheduleRow, 'delegation_bytes' | 'version' | 'claimed_version'>
 >
@@ -43,51 +46,15 @@ type SelectedRow = Selectable<
 export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
   return {
     async decide(space, account, decide, now) {
-      return db.transaction().execute(async (transaction) => {
-        const row = await transaction
-          .selectFrom('schedules')
-          .select(COLUMNS)
-          .where('space', '=', space)
-          .where('account', '=', account)
-          .forUpdate()
-          .executeTakeFirst()
-        const present = row && toSchedule(row)
-        const decision = decide(present)
-        if (!decision) return present
-        const { delegation, ...values } = toValues(decision, now)
-        if (present && !delegation) {
-          const changed = await transaction
-            .updateTable('schedules')
-            .set((schedules) => ({
-              ...values,
-              version: schedules('version', '+', 1),
-            }))
-            .where('space', '=', space)
-            .where('account', '=', account)
-            .returning(COLUMNS)
-            .executeTakeFirstOrThrow()
-          return toSchedule(changed)
-        }
-        if (!delegation) throw new TypeError('a schedule needs a delegation')
-        const columns = {
-          ...values,
-          delegation: delegation.cid,
-          delegation_bytes: delegation.bytes,
-          delegation_expiration: delegation.expiration ?? null,
-        }
-        const kept = await transaction
-          .insertInto('schedules')
-          .values({ space, account, ...columns, created: now, version: 1 })
-          .onConflict((conflict) =>
-            conflict.columns(['space', 'account']).doUpdateSet((schedules) => ({
-              ...columns,
-              version: schedules('schedules.version', '+', 1),
-            }))
+      // Somebody else may make the schedule first; then look again.
+      for (;;) {
+        const { answer } = await db
+          .transaction()
+          .execute((transaction) =>
+            decideOnce(transaction, space, account, decide, now)
           )
-          .returning(COLUMNS)
-          .executeTakeFirstOrThrow()
-        return toSchedule(kept)
-      })
+        if (answer !== CONFLICT) return answer
+      }
     },
 
     async get(space, account) {
@@ -181,10 +148,7 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
           .map(toSchedule)
           .sort((one, other) => (one.next ?? 0) - (other.next ?? 0))
         if (schedules.length > 0) {
-          await inTransaction?.(schedules, {
-            query: (text, values = []) =>
-              transaction.executeQuery(CompiledQuery.raw(text, values)),
-          })
+          await inTransaction?.(schedules, transaction)
         }
         return schedules
       })
@@ -253,6 +217,54 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
   }
 }
 
+async function decideOnce(
+  db: Kysely<Tables>,
+  space: string,
+  account: string,
+  decide: Parameters<ScheduleStore['decide']>[2],
+  now: number
+): Promise<{ answer: Schedule | undefined | typeof CONFLICT }> {
+  const row = await db
+    .selectFrom('schedules')
+    .select(COLUMNS)
+    .where('space', '=', space)
+    .where('account', '=', account)
+    .forUpdate()
+    .executeTakeFirst()
+  const present = row && toSchedule(row)
+  const decision = decide(present)
+  if (!decision) return { answer: present }
+  const { delegation } = decision
+  const values = toValues(decision, now)
+  const given = delegation && {
+    delegation: delegation.cid,
+    delegation_bytes: delegation.bytes,
+    delegation_expiration: delegation.expiration ?? null,
+  }
+  if (present) {
+    const changed = await db
+      .updateTable('schedules')
+      .set((schedules) => ({
+        ...values,
+        ...given,
+        version: schedules('version', '+', 1),
+      }))
+      .where('space', '=', space)
+      .where('account', '=', account)
+      .returning(COLUMNS)
+      .executeTakeFirstOrThrow()
+    return { answer: toSchedule(changed) }
+  }
+  if (!given) throw new TypeError('a schedule needs a delegation')
+  const made = await db
+    .insertInto('schedules')
+    .values({ space, account, ...values, ...given, created: now, version: 1 })
+    .onConflict((conflict) => conflict.doNothing())
+    .returning(COLUMNS)
+    .executeTakeFirst()
+  return { answer: made ? toSchedule(made) : CONFLICT }
+}
+
 /** The new value, if nothing was decided since the schedule was claimed. */
 function unlessDecided<Column extends 'state' | 'reason' | 'next'>(
   column: Column,
@@ -271,13 +283,12 @@ function dueTime({
 }
 
 function toValues(decision: ScheduleDecision, now: number) {
-  const { rhythm, anchor, include, delegation, state } = decision
+  const { rhythm, anchor, include, state } = decision
   const { reason, pausedUntil, host } = decision
   return {
     rhythm: JSON.stringify(rhythm),
     anchor,
     include: toJSON(include),
-    delegation,
     ...(host === undefined ? {} : { host }),
     state,
     reason: toJSON(reason),

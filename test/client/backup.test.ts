@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict'
 import type { Delegation, Link, Signer } from '@ucanto/interface'
-import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
+import {
+  BACKUP_ABILITIES,
+  SCHEDULE_ABILITIES,
+} from '../../src/capabilities/index.ts'
 import type { Backup as Protocol } from '../../src/capabilities/index.ts'
 import { Backup } from '../../src/client/index.ts'
 import {
@@ -102,5 +105,96 @@ describe('client of backups', () => {
     ]) {
       assert.equal(error?.name, 'InvalidAudience')
     }
+  })
+
+  describe('schedules', () => {
+    const account = { account: ACCOUNT } as const
+    let given: Delegation
+
+    beforeEach(async () => {
+      given = await allow(space, service.agent, SCHEDULE_ABILITIES)
+    })
+
+    it('are made, listed, paused, resumed and ended', async () => {
+      const made = await Backup.schedule(
+        await config(),
+        { ...account, every: 3600, include: ['blobs'], delegation: given },
+        service
+      )
+      assert.equal(made.error, undefined)
+      // What is answered has types, by which wrong uses do not compile.
+      const schedule: Protocol.Schedule = made.ok.schedule
+      assert.equal(schedule.every, 3600)
+      assert.deepEqual(schedule.include, ['blobs'])
+      const listed = await Backup.schedules(await config(), service)
+      assert.deepEqual(listed.ok, { schedules: [schedule] })
+      const paused = await Backup.pause(await config(), account, service)
+      assert.equal(paused.ok?.schedule.state, 'paused')
+      const until = seconds(3600)
+      const short = await Backup.pause(
+        await config(),
+        { ...account, until },
+        service
+      )
+      assert.equal(short.ok?.schedule.pausedUntil, until * 1000)
+      const resumed = await Backup.resume(await config(), account, service)
+      assert.equal(resumed.ok?.schedule.state, 'active')
+      const ended = await Backup.unschedule(await config(), account, service)
+      assert.deepEqual(ended.ok?.schedule, resumed.ok?.schedule)
+    })
+
+    it('may go by the clock on a wall', async () => {
+      const cron = { cron: '0 4 * * *', timezone: 'Europe/Berlin' }
+      const { ok } = await Backup.schedule(
+        await config(),
+        { ...account, ...cron, delegation: given },
+        service
+      )
+      assert.equal(ok?.schedule.cron, cron.cron)
+      assert.equal(ok.schedule.timezone, cron.timezone)
+    })
+
+    it('come with all proofs of the delegation', async () => {
+      const { bob } = await createActors()
+      const toBob = await allow(space, bob, SCHEDULE_ABILITIES)
+      const delegation = await allow(bob, service.agent, SCHEDULE_ABILITIES, {
+        with: space.did(),
+        proofs: [toBob],
+      })
+      const { ok } = await Backup.schedule(
+        await config(),
+        { ...account, every: 3600, delegation },
+        service
+      )
+      assert.equal(`${ok?.schedule.delegation.cid}`, `${delegation.cid}`)
+    })
+
+    it('say until when an invocation is valid, and whom it is for', async () => {
+      const input = { ...account, every: 3600, delegation: given }
+      const all = async (
+        config: Parameters<typeof Backup.schedules>[0],
+        options: Parameters<typeof Backup.schedules>[1]
+      ) => [
+        await Backup.schedule(config, input, options),
+        await Backup.schedules(config, options),
+        await Backup.pause(config, account, options),
+        await Backup.resume(config, account, options),
+        await Backup.unschedule(config, account, options),
+      ]
+      const late = { ...service, expiration: seconds(-10), nonce: 'n' }
+      for (const { error } of await all(await config(), late)) {
+        assert.match(error!.message, /expired/)
+      }
+      const toAlice = { ...(await config()), audience: alice }
+      for (const { error } of await all(toAlice, service)) {
+        assert.equal(error?.name, 'InvalidAudience')
+      }
+    })
+
+    it('answer failures by name', async () => {
+      const { error } = await Backup.pause(await config(), account, service)
+      const name: string | undefined = error?.name
+      assert.equal(name, 'ScheduleNotFound')
+    })
   })
 })

@@ -34,6 +34,7 @@ const GOOD: Record<
       'http://localhost:8080/': 'http://localhost:8080/',
     },
   },
+  role: { unset: 'all', reads: { all: 'all' } },
   host: { unset: '127.0.0.1', reads: { '0.0.0.0': '0.0.0.0', '::1': '::1' } },
   port: { unset: 8787, reads: { '0': 0, '65535': 65535 } },
   dataFolder: {
@@ -139,6 +140,7 @@ const BAD: Record<SettingName, string[]> = {
   host: [],
   port: [...NUMBERS, '65536'],
   dataFolder: [],
+  role: ['everything', 'worker,api'],
   keyFile: [],
   databaseUrl: ['mysql://host/db', 'hush'],
   uploadServiceUrl: URLS,

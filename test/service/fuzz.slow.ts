@@ -102,6 +102,7 @@ describe('fuzzed requests', () => {
       logger,
       authorities: [],
       rhythmLimits: RHYTHM_LIMITS,
+      schedulesPerSpace: 10,
       rates: createRates({ spaceRate: 0, issuerRate: 0, agent: service.did() }),
       watchers,
       provisioning: createProvisioning({

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { delegate, DID } from '@ucanto/core'
-import type { Ability, Delegation, Signer } from '@ucanto/interface'
+import type { Delegation, Signer } from '@ucanto/interface'
 import { ed25519 } from '@ucanto/principal'
 import {
   Backup as Capabilities,

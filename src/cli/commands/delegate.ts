@@ -2,19 +2,16 @@ import { writeFile } from 'node:fs/promises'
 import { DID, delegate } from '@ucanto/core'
 import type { Delegation, Principal } from '@ucanto/interface'
 import type { Command } from 'commander'
-import { base64 } from 'multiformats/bases/base64'
-import { identity } from 'multiformats/hashes/identity'
-import * as Link from 'multiformats/link'
 import { BACKUP_ABILITIES } from '../../capabilities/index.ts'
 import { expirationOf, proofsFor } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { UsageError } from '../errors.ts'
-import { formatExpiration, formatFields, parseDuration } from '../format.ts'
+import { formatExpiration, formatFields } from '../format.ts'
+import { encodeText } from '../given-delegation.ts'
 import { printLine } from '../io.ts'
 import { createIssuedDelegations, issuedFolder } from '../issued.ts'
+import { readExpiration } from '../options.ts'
 import type { Session, SpaceDID } from '../session.ts'
-
-const CAR_CODE = 0x0202
 
 /** What somebody needs to have backups made. */
 const RUN_ABILITIES = ['backup/run', 'backup/status']
@@ -66,9 +63,7 @@ export function createDelegateCommand(
       await createIssuedDelegations(issuedFolder(session)).keep(delegation)
       const archive = await delegation.archive()
       if (archive.error) throw archive.error
-      const text = Link.create(CAR_CODE, identity.digest(archive.ok)).toString(
-        base64
-      )
+      const text = encodeText(archive.ok)
       const file = flags['output'] as string | undefined
       if (file !== undefined) {
         await writeFile(file, flags['base64'] ? `${text}\n` : archive.ok)
@@ -157,18 +152,6 @@ function readAbilities(flags: Record<string, unknown>): string[] {
     }
   }
   return [...abilities]
-}
-
-/** @returns Unix seconds, or `Infinity` */
-function readExpiration(text: string): number {
-  if (text === 'never') return Infinity
-  const seconds = parseDuration(text)
-  if (!seconds) {
-    throw new UsageError(
-      '--expires-in: give a number and a unit, as in 24h or 365d, or never'
-    )
-  }
-  return Math.floor(Date.now() / 1000) + seconds
 }
 
 function parseDID(text: string): Principal {

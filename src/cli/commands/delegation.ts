@@ -1,6 +1,4 @@
 import { readFile } from 'node:fs/promises'
-import * as Proof from '@storacha/client/proof'
-import { Delegation } from '@ucanto/core'
 import type { Delegation as DelegationView } from '@ucanto/interface'
 import type { Command } from 'commander'
 import { revoke } from '../../client/revocation.ts'
@@ -8,6 +6,7 @@ import { expirationOf } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { UsageError } from '../errors.ts'
 import { formatExpiration, formatTable } from '../format.ts'
+import { parseDelegation } from '../given-delegation.ts'
 import { createIssuedDelegations, issuedFolder } from '../issued.ts'
 import type { Session } from '../session.ts'
 
@@ -117,15 +116,11 @@ async function find(
       `"${word}" is neither a delegation that this agent keeps nor a file; \`bluesky-backups delegation ls\` lists those it keeps`
     )
   }
-  const { ok } = await Delegation.extract(bytes)
-  if (ok) return ok
-  try {
-    return await Proof.parse(new TextDecoder().decode(bytes).trim())
-  } catch {
-    throw new UsageError(
-      `the file ${word} does not hold a delegation, neither as a CAR nor as text`
-    )
-  }
+  const delegation = await parseDelegation(bytes)
+  if (delegation) return delegation
+  throw new UsageError(
+    `the file ${word} does not hold a delegation, neither as a CAR nor as text`
+  )
 }
 
 /** Each place is told, whatever another says. */

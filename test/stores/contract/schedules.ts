@@ -211,15 +211,20 @@ export const scheduleStoreContract: Contract = {
     const batch = await schedules.claimDue(
       claim,
       async (claimed, transaction) => {
-        await transaction.query(
-          `insert into spaces (space, provisioned, checked)
-          values ('${claimed[0]?.account}', 1, 7)`
-        )
-        const { rows } = await transaction.query(
-          'select space as name, checked from spaces'
-        )
+        await transaction
+          .insertInto('spaces')
+          .values({
+            space: claimed[0]?.account ?? '',
+            provisioned: 1,
+            checked: 7,
+          })
+          .execute()
+        const rows = await transaction
+          .selectFrom('spaces')
+          .select(['space as name', 'checked'])
+          .execute()
         assert.deepEqual(
-          rows.map((row) => ({ ...(row as object) })),
+          rows.map((row) => ({ ...row })),
           [{ name: account, checked: 7 }]
         )
       }
@@ -239,9 +244,10 @@ export const scheduleStoreContract: Contract = {
     const schedule = await put(stores)
     await assert.rejects(
       schedules.claimDue(claim, async (_, transaction) => {
-        await transaction.query(
-          `insert into spaces (space, provisioned, checked) values ('x', 1, 7)`
-        )
+        await transaction
+          .insertInto('spaces')
+          .values({ space: 'x', provisioned: 1, checked: 7 })
+          .execute()
         throw new RangeError('no')
       }),
       { name: 'RangeError' }

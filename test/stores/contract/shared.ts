@@ -251,12 +251,6 @@ export const sharedStoresContract: SharedContract = {
         (present) => decisionOf({ anchor: (present?.anchor ?? 0) + 1 }),
         now
       )
-    await one.schedules.decide(
-      alice,
-      account,
-      () => decisionOf({ anchor: 0 }),
-      now
-    )
     await Promise.all(
       Array.from({ length: 10 }).flatMap(() => [count(one), count(two)])
     )

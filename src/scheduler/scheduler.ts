@@ -1,0 +1,377 @@
+import { createHash } from 'node:crypto'
+import type { Delegation, Signer } from '@ucanto/interface'
+import type { Logger } from 'pino'
+import type { Time } from '../backup/interface.ts'
+import { Backup, type Connection } from '../client/index.ts'
+import type {
+  LastRun,
+  Run,
+  RunError,
+  Schedule,
+  ScheduleSettlement,
+  Stores,
+} from '../stores/index.ts'
+import type { Job, JobEngine, NewJob } from './engine/index.ts'
+import { JobLostError, RetryLaterError } from './errors.ts'
+import { nextTime } from './next-time.ts'
+
+const KIND = 'backup'
+
+/**
+ * Who claims schedules: all schedulers are one. There is at most one job for a
+ * schedule, and whoever has the job has the claim.
+ */
+const OWNER = 'scheduler'
+
+/** Failures that pass: the run is made again before its next regular time. */
+const PASSING = new Set([
+  'HostError',
+  'IdentityUnavailableError',
+  'IncompleteRepoError',
+  'InternalError',
+  'ServiceUnavailable',
+  'RateLimited',
+  'RevocationsUnavailable',
+])
+
+/** Failures for which somebody has to do something: the schedule stops. */
+const ENDING = new Set([
+  'InsufficientDelegation',
+  'SpaceUnauthorizedError',
+  'Unauthorized',
+])
+
+/** How schedules become runs. Times in milliseconds. */
+export interface SchedulerPolicy {
+  /** How often to look for schedules that are due. */
+  sweep: number
+  /** Schedules that are claimed at once. */
+  batch: number
+  /** A claim that no job has kept for so long is released. */
+  lease: number
+  /** How often a job keeps the claim while its run goes on. */
+  keep: number
+  /** How often a job looks whether its run has ended. */
+  poll: number
+  /** Runs of one host at the same time. */
+  perHost: number
+  /** Runs of one host that may wait for their turn. */
+  outstandingPerHost: number
+  /** How often a run is tried, at most, before its next regular time. */
+  attempts: number
+  /** Wait after the first attempt; it doubles with each. */
+  backoff: number
+  /** How long a run waits that the service or the host could not take. */
+  busy: number
+}
+
+export const SCHEDULER_POLICY: SchedulerPolicy = {
+  sweep: 5_000,
+  batch: 500,
+  lease: 10 * 60_000,
+  keep: 60_000,
+  poll: 1_000,
+  perHost: 8,
+  outstandingPerHost: 10_000,
+  attempts: 4,
+  backoff: 60_000,
+  busy: 30_000,
+}
+
+export interface SchedulerContext {
+  stores: Pick<Stores, 'schedules' | 'runs'>
+  engine: JobEngine
+  /** The service's agent, to whom the delegations are given. */
+  agent: Signer
+  /** To our own handlers: there is no way around validation. */
+  connection: () => Connection
+  /** Reads a CAR of delegations. */
+  decodeDelegations: (bytes: Uint8Array) => Delegation[]
+  /** @returns the host that an account is on, or nothing if nobody can tell */
+  findHost: (
+    account: string,
+    signal: AbortSignal
+  ) => Promise<string | undefined>
+  time: Time
+  logger: Logger
+  policy: SchedulerPolicy
+}
+
+/** Turns schedules into runs. */
+export interface Scheduler {
+  /** Looks for schedules that are due from now on. */
+  sweep(): void
+  /** Works off their jobs, at most so many at the same time. */
+  work(options: { concurrency: number }): void
+  /** Takes nothing new, and lets what is under way finish, for so many ms. */
+  drain(timeout: number): Promise<void>
+}
+
+/**
+ * Turns schedules that are due into jobs, and jobs into runs. A run is made as
+ * anybody would have it made: the service's agent invokes `backup/run` with the
+ * stored delegation as its proof.
+ */
+export function createScheduler(context: SchedulerContext): Scheduler {
+  const { stores, engine, time, logger, policy } = context
+  const stopping = new AbortController()
+  let sweeping: Promise<void> | undefined
+
+  /** Claims what is due, and queues its jobs, both or none. */
+  const claimDue = async (): Promise<number> => {
+    const outstanding = await engine.outstanding()
+    const isFull = (host = UNKNOWN_HOST) =>
+      (outstanding.get(host) ?? 0) >= policy.outstandingPerHost
+    const deferred: Schedule[] = []
+    const claimed = await stores.schedules.claimDue(
+      {
+        now: time.now(),
+        limit: policy.batch,
+        owner: OWNER,
+        lease: policy.lease,
+      },
+      async (due, transaction) => {
+        const [waiting, ready] = partition(due, ({ host }) => isFull(host))
+        deferred.push(...waiting)
+        await engine.enqueue(
+          ready.map((schedule) => jobOf(schedule, policy)),
+          { transaction }
+        )
+      }
+    )
+    for (const { space, account } of deferred) {
+      const now = time.now()
+      await stores.schedules.settle(space, account, OWNER, {
+        state: 'active',
+        next: now + policy.busy,
+        now,
+      })
+    }
+    if (claimed.length > 0) engine.kick()
+    return claimed.length
+  }
+
+  const sweepOnce = async () => {
+    const released = await stores.schedules.releaseExpired({
+      now: time.now(),
+      limit: policy.batch,
+    })
+    if (released.length > 0) {
+      logger.warn(
+        { schedules: released.length },
+        'claims of schedules were left behind; they are due again'
+      )
+    }
+    while (!stopping.signal.aborted) {
+      if ((await claimDue()) < policy.batch) return
+    }
+  }
+
+  const sweepForever = async () => {
+    while (!stopping.signal.aborted) {
+      await sweepOnce().catch((error: unknown) => {
+        logger.error({ err: error }, 'looking for due schedules failed')
+      })
+      await time.sleep(policy.sweep, stopping.signal).catch(() => {})
+    }
+  }
+
+  /** Does what a schedule is for, and says when it is due again. */
+  const perform = async (
+    { data, attempt }: Pick<Job, 'data' | 'attempt'>,
+    signal: AbortSignal
+  ): Promise<void> => {
+    const { space, account } = data as { space: string; account: string }
+    const log = logger.child({ space, account, attempt })
+    const schedule = await stores.schedules.get(space, account)
+    if (!schedule) {
+      log.info('the schedule is gone')
+      return
+    }
+    const settle = async (settlement: Omit<ScheduleSettlement, 'now'>) => {
+      const now = time.now()
+      await stores.schedules.settle(space, account, OWNER, {
+        ...settlement,
+        now,
+      })
+    }
+    const regular = () => ({
+      state: 'active' as const,
+      next: nextTime(schedule, time.now()),
+    })
+    // Somebody has paused it, or it has stopped, since it was due.
+    if (schedule.state !== 'active') {
+      await settle({ state: schedule.state, reason: schedule.reason })
+      return
+    }
+
+    const started = await redeem(context, schedule)
+    if (started.error) {
+      const { error } = started
+      if (ENDING.has(error.name)) {
+        log.warn({ failure: error }, 'the schedule stops')
+        await settle({ state: 'stopped', reason: error })
+        return
+      }
+      throw new RetryLaterError(`${error.name}: ${error.message}`, {
+        after:
+          'retryAfter' in error && typeof error.retryAfter === 'number'
+            ? error.retryAfter * 1000
+            : policy.busy,
+      })
+    }
+    const run = await ended(started.ok.run.toString(), schedule, signal)
+    const lastRun = lastRunOf(run, time.now())
+    const host = await context.findHost(account, signal)
+    const { error } = lastRun
+    if (error && ENDING.has(error.name)) {
+      log.warn({ failure: error, run: run.id }, 'the schedule stops')
+      await settle({ state: 'stopped', reason: error, lastRun, host })
+      return
+    }
+    const next = nextTime(schedule, time.now())
+    const wait = policy.backoff * 2 ** (attempt - 1) * (1 + Math.random())
+    if (
+      error &&
+      PASSING.has(error.name) &&
+      attempt < policy.attempts &&
+      time.now() + wait < next
+    ) {
+      log.info({ failure: error, run: run.id }, 'the run is made again later')
+      throw new AttemptFailedError(error, wait)
+    }
+    await settle({ ...regular(), lastRun, host })
+    log.info(
+      { run: run.id, outcome: lastRun.outcome, next },
+      error ? 'scheduled run failed' : 'scheduled run done'
+    )
+  }
+
+  /** Waits for a run, and keeps the claim on its schedule meanwhile. */
+  const ended = async (
+    id: string,
+    { space, account }: Schedule,
+    signal: AbortSignal
+  ): Promise<Run> => {
+    let kept = -Infinity
+    for (;;) {
+      const now = time.now()
+      if (now - kept >= policy.keep) {
+        await stores.schedules.renewLease(
+          space,
+          account,
+          OWNER,
+          now + policy.lease
+        )
+        kept = now
+      }
+      const run = await stores.runs.get(id)
+      if (!run) throw new JobLostError(`the run ${id} is not there any more`)
+      if (run.state === 'done' || run.state === 'failed') return run
+      await time.sleep(policy.poll, signal)
+    }
+  }
+
+  return {
+    sweep() {
+      sweeping ??= sweepForever()
+    },
+
+    work({ concurrency }) {
+      engine.work(
+        { [KIND]: (job, { signal }) => perform(job, signal) },
+        {
+          concurrency,
+          retryPolicy: (error, attempt) =>
+            error instanceof AttemptFailedError
+              ? { retry: error.wait }
+              : attempt < policy.attempts
+                ? { retry: policy.backoff * attempt }
+                : { dead: true },
+          async onDead({ data }, error) {
+            const { space, account } = data as Record<string, string>
+            logger.error({ err: error, space, account }, 'a job was given up')
+            const schedule = await stores.schedules.get(space!, account!)
+            if (!schedule) return
+            const now = time.now()
+            await stores.schedules.settle(space!, account!, OWNER, {
+              state: 'active',
+              next: nextTime(schedule, now),
+              now,
+            })
+          },
+        }
+      )
+    },
+
+    async drain(timeout) {
+      stopping.abort()
+      await sweeping
+      await engine.drain(timeout)
+    },
+  }
+}
+
+/** A run failed, and it is worth to make it again before the regular time. */
+class AttemptFailedError extends Error {
+  override readonly name = 'AttemptFailedError'
+  /** Milliseconds until then. */
+  readonly wait: number
+
+  constructor({ name, message }: RunError, wait: number) {
+    super(`${name}: ${message}`)
+    this.wait = wait
+  }
+}
+
+/** Asks our own handlers for a run, with the stored delegation as the proof. */
+async function redeem(
+  { stores, agent, connection, decodeDelegations }: SchedulerContext,
+  { space, account, include }: Schedule
+) {
+  const stored = await stores.schedules.delegation(space, account)
+  const proofs = stored ? decodeDelegations(stored.bytes) : []
+  return Backup.run(
+    { issuer: agent, with: space as `did:key:${string}`, proofs },
+    {
+      account: account as `did:plc:${string}`,
+      ...(include ? { include: include as ['blobs'] } : {}),
+    },
+    { connection: connection(), nonce: crypto.randomUUID() }
+  )
+}
+
+function jobOf(
+  { space, account, host = UNKNOWN_HOST }: Schedule,
+  { perHost }: SchedulerPolicy
+): NewJob {
+  const digest = createHash('sha256').update(`${space}\n${account}`).digest()
+  return {
+    kind: KIND,
+    key: `${space} ${account}`,
+    // Of the same account there is one slot: it is never backed up twice at once.
+    slot: `${host}/${digest.readUInt32BE(0) % perHost}`,
+    priority: 0,
+    data: { space, account },
+  }
+}
+
+/** Hosts of accounts that were never backed up share their slots. */
+const UNKNOWN_HOST = '-'
+
+function partition<T>(items: T[], isFirst: (item: T) => boolean): [T[], T[]] {
+  const { first = [], second = [] } = Object.groupBy(items, (item) =>
+    isFirst(item) ? 'first' : 'second'
+  )
+  return [first, second]
+}
+
+function lastRunOf(run: Run, now: number): LastRun {
+  const { kind } = (run.outcome ?? {}) as { kind?: LastRun['outcome'] }
+  return {
+    run: run.id,
+    finished: run.finished ?? now,
+    outcome: run.state === 'failed' ? 'failed' : (kind ?? 'failed'),
+    ...(run.error ? { error: run.error } : {}),
+  }
+}
