@@ -10,7 +10,7 @@ import {
   type Progress,
   type Time,
 } from '../backup/index.ts'
-import { createClock } from '../client/clock.ts'
+import { createClock, head as readHead } from '../client/clock.ts'
 import type { Connection } from '../client/connection.ts'
 import {
   connectUploadService,
@@ -49,6 +49,8 @@ export interface RunnerPolicy {
   attempts: number
   /** How long a run that is to stop may take, before it is left behind. */
   grace: number
+  /** How often a run looks whether it still may do what it does. */
+  check: number
 }
 
 export const RUNNER_POLICY: RunnerPolicy = {
@@ -58,6 +60,7 @@ export const RUNNER_POLICY: RunnerPolicy = {
   poll: 5_000,
   attempts: 20,
   grace: 5_000,
+  check: 10_000,
 }
 
 export interface RunnerContext extends PipelineContext {
@@ -94,6 +97,11 @@ class ParkedError extends Error {
 /** Somebody else works on the run now. */
 class LeaseLostError extends Error {
   override readonly name = 'LeaseLostError'
+}
+
+/** What the run acts upon has expired, or was taken back. */
+class AuthorityLostError extends Error {
+  override readonly name = 'AuthorityLostError'
 }
 
 /** Starts to work off runs, also those that an earlier process left. */
@@ -165,9 +173,11 @@ export function startRunner(context: RunnerContext): Runner {
     })
     let progress: Progress | undefined
     const keeping = keep(run, owner, stop, log, () => progress)
+    let checking: Promise<void> | undefined
     try {
       const [task, ...proofs] = decodeDelegations(run.authority)
       if (!task) throw new TypeError('a run without its task')
+      checking = checkAuthority(run, proofs, stop, log)
       const result =
         run.attempts > policy.attempts
           ? givenUp(policy.attempts)
@@ -205,6 +215,38 @@ export function startRunner(context: RunnerContext): Runner {
     } finally {
       stop.abort()
       await keeping
+      await checking
+    }
+  }
+
+  /**
+   * Stops a run when its delegation has ended or was taken back. Our own
+   * handlers are asked, as they would be by anybody.
+   */
+  async function checkAuthority(
+    run: Run,
+    proofs: Delegation[],
+    stop: AbortController,
+    log: Logger
+  ): Promise<void> {
+    for (;;) {
+      await time.sleep(policy.check, stop.signal).catch(() => {})
+      if (stop.signal.aborted) return
+      try {
+        const { error } = await readHead(
+          {
+            issuer: context.agent,
+            with: run.space as `did:key:${string}`,
+            proofs,
+          },
+          { connection: context.connection(), nonce: crypto.randomUUID() }
+        )
+        if (error?.name === 'Unauthorized') {
+          stop.abort(new AuthorityLostError(error.message))
+        }
+      } catch (error) {
+        log.warn({ err: error }, 'the delegation of a run cannot be checked')
+      }
     }
   }
 
@@ -282,6 +324,10 @@ export function startRunner(context: RunnerContext): Runner {
       )
       return { ok: outcome }
     } catch (error) {
+      const reason: unknown = signal.reason
+      if (reason instanceof AuthorityLostError) {
+        return { error: { name: 'Unauthorized', message: reason.message } }
+      }
       signal.throwIfAborted()
       // What could not be kept can be told nowhere.
       if (error instanceof StoreUnavailableError) throw error

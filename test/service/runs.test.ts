@@ -18,6 +18,7 @@ import {
   Backup,
   Clock,
   connect,
+  Revocation,
   type Connection,
   type InvocationConfig,
 } from '../../src/client/index.ts'
@@ -410,6 +411,35 @@ describe('runs of the service', () => {
       assert.equal(status.state, 'done', status.error?.message)
       assert.equal(status.attempts, 1)
     })
+  })
+
+  it('stop in the middle when the delegation is revoked', async () => {
+    await using watchful = await startTestService({}, network.environment, {
+      shardSize: SHARD_SIZE,
+      policy: { ...POLICY, check: 5 },
+    })
+    const { space, config } = await createSpace()
+    const { did } = await createAccount('revoked', MANY_BLOBS)
+    const { stats } = network.storacha
+    stats.reset()
+    const delegation = await allow(space, watchful.agent, BACKUP_ABILITIES)
+    const at = watchful.connection
+    const run = await start(config, delegation, { at, did })
+    await until(() => stats.puts >= 2)
+    const revoked = await Revocation.revoke(config, delegation, {
+      connection: at,
+    })
+    assert.equal(revoked.error, undefined)
+    const status = await ended(config, run, at)
+    assert.equal(status.state, 'failed')
+    assert.equal(status.error?.name, 'Unauthorized')
+    assert.match(status.error.message, /revoked/)
+    const { puts } = stats
+    assert.ok(stats.bytesPut < MANY_BLOBS * BLOB_SIZE)
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    assert.equal(stats.puts, puts)
+    const { ok } = await Clock.head(config, { connection: at })
+    assert.deepEqual(ok?.head, [])
   })
 
   it('are shared by services with the same store', async () => {
