@@ -41,6 +41,8 @@ const ACCOUNT = 'did:plc:ewvi7nxzyoun6zhxrhs64oiz'
 const OTHER_ACCOUNT = 'did:plc:vwzwgnygau7ed7b7wt5ux7y2'
 /** Seconds. */
 const HOUR = 3600
+/** Half a year from now: nothing falls due while the rows are tried. */
+const FAR_OFF = `0 4 1 ${((new Date().getUTCMonth() + 6) % 12) + 1} *`
 const MAX_BODY_SIZE = 200_000
 
 type Can = (typeof ABILITIES)[number]
@@ -146,7 +148,7 @@ async function subjectOf(
     case 'backup/schedule': {
       const power = await allow(space, service.agent, SCHEDULE_ABILITIES)
       return {
-        nb: { account: ACCOUNT, every: HOUR, delegation: power.cid },
+        nb: { account: ACCOUNT, cron: FAR_OFF, delegation: power.cid },
         attached: blocksOf(power),
       }
     }
@@ -157,7 +159,7 @@ async function subjectOf(
         { issuer: space, with: space.did() },
         {
           account: ACCOUNT,
-          every: HOUR,
+          cron: FAR_OFF,
           delegation: await allow(space, service.agent, SCHEDULE_ABILITIES),
         },
         service
@@ -374,7 +376,7 @@ const scheduleWith = (
       const delegation = await create(actors)
       return {
         issuer: actors.space,
-        nb: { account: ACCOUNT, every: HOUR, delegation: delegation.cid },
+        nb: { account: ACCOUNT, cron: FAR_OFF, delegation: delegation.cid },
         attached: blocksOf(delegation),
       }
     },
@@ -1505,7 +1507,7 @@ const ROWS: Row[] = [
 
   // Schedules.
   scheduleBy('by a proof for that account', { account: ACCOUNT }, 'ok'),
-  scheduleBy('by a proof for that rhythm', { every: HOUR }, 'ok'),
+  scheduleBy('by a proof for that rhythm', { cron: FAR_OFF }, 'ok'),
   scheduleBy(
     'by a proof for another account',
     { account: OTHER_ACCOUNT },
@@ -1514,12 +1516,12 @@ const ROWS: Row[] = [
   ),
   scheduleBy(
     'by a proof for another rhythm',
-    { every: 2 * HOUR },
+    { every: HOUR },
     'Unauthorized',
     /the delegation is for every/
   ),
   scheduleBy(
-    'by a proof for the clock on a wall',
+    'by a proof for another time',
     { cron: '0 4 * * *' },
     'Unauthorized',
     /the delegation is for cron/
