@@ -21,15 +21,24 @@ export interface ServiceProcess extends AsyncDisposable {
   kill(): Promise<void>
 }
 
-/** Loads a service into a process of its own, where it starts when told to. */
-export async function loadServiceProcess({
-  dataFolder,
-  databaseUrl = '',
-}: TestStore): Promise<ServiceProcess> {
+/**
+ * Loads a service into a process of its own, where it starts when told to.
+ *
+ * @param environment - settings of this service
+ */
+export async function loadServiceProcess(
+  { dataFolder, databaseUrl = '' }: TestStore,
+  environment: Record<string, string> = {}
+): Promise<ServiceProcess> {
   const script = fileURLToPath(new URL('serve-when-told.ts', import.meta.url))
   const child = spawn(process.execPath, [script, dataFolder], {
     stdio: ['pipe', 'pipe', 'inherit'],
-    env: { ...process.env, ...ENVIRONMENT, DATABASE_URL: databaseUrl },
+    env: {
+      ...process.env,
+      ...ENVIRONMENT,
+      ...environment,
+      DATABASE_URL: databaseUrl,
+    },
   })
   const exit = once(child, 'exit')
   // Who is killed does not listen any more.
