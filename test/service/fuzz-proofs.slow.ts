@@ -267,7 +267,7 @@ describe('fuzzed proofs', () => {
     }[attestation as string]
     return allow(
       attester ?? authority,
-      attestation === 'elsewhere' ? agents.mallory : agents[audience],
+      attestation === 'elsewhere' ? otherSpace : agents[audience],
       ['ucan/attest'],
       {
         with: (attester ?? authority).did(),
