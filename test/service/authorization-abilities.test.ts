@@ -41,6 +41,8 @@ const ACCOUNT = 'did:plc:ewvi7nxzyoun6zhxrhs64oiz'
 const OTHER_ACCOUNT = 'did:plc:vwzwgnygau7ed7b7wt5ux7y2'
 /** Seconds. */
 const HOUR = 3600
+/** Half a year from now: nothing falls due while the rows are tried. */
+const FAR_OFF = `0 4 1 ${((new Date().getUTCMonth() + 6) % 12) + 1} *`
 const MAX_BODY_SIZE = 200_000
 
 type Can = (typeof ABILITIES)[number]
@@ -146,7 +148,7 @@ async function subjectOf(
     case 'backup/schedule': {
       const power = await allow(space, service.agent, SCHEDULE_ABILITIES)
       return {
-        nb: { account: ACCOUNT, every: HOUR, delegation: power.cid },
+        nb: { account: ACCOUNT, cron: FAR_OFF, delegation: power.cid },
         attached: blocksOf(power),
       }
     }
@@ -157,7 +159,7 @@ async function subjectOf(
         { issuer: space, with: space.did() },
         {
           account: ACCOUNT,
-          every: HOUR,
+          cron: FAR_OFF,
           delegation: await allow(space, service.agent, SCHEDULE_ABILITIES),
         },
         service
@@ -357,6 +359,46 @@ const runWith = (
       }
     },
     'InsufficientDelegation',
+    because
+  )
+
+/** Delegations for `backup/schedule` that do not do. */
+const scheduleWith = (
+  name: string,
+  create: (actors: Actors) => Promise<DelegationView>,
+  outcome: string,
+  because?: RegExp
+) =>
+  one(
+    `with a delegation ${name}`,
+    'backup/schedule',
+    async (actors) => {
+      const delegation = await create(actors)
+      return {
+        issuer: actors.space,
+        nb: { account: ACCOUNT, cron: FAR_OFF, delegation: delegation.cid },
+        attached: blocksOf(delegation),
+      }
+    },
+    outcome,
+    because
+  )
+
+/** A schedule by a proof that says more than the ability. */
+const scheduleBy = (
+  name: string,
+  limits: Record<string, unknown>,
+  outcome: string,
+  because?: RegExp
+) =>
+  one(
+    name,
+    'backup/schedule',
+    async ({ space, alice }) => ({
+      issuer: alice,
+      proofs: [await allow(space, alice, ['backup/schedule'], { nb: limits })],
+    }),
+    outcome,
     because
   )
 
@@ -1459,6 +1501,172 @@ const ROWS: Row[] = [
           service.agent,
           BACKUP_ABILITIES.filter((can) => can !== lacking)
         ),
+      new RegExp(`does not allow ${lacking} in`)
+    )
+  ),
+
+  // Schedules.
+  scheduleBy('by a proof for that account', { account: ACCOUNT }, 'ok'),
+  scheduleBy('by a proof for that rhythm', { cron: FAR_OFF }, 'ok'),
+  scheduleBy(
+    'by a proof for another account',
+    { account: OTHER_ACCOUNT },
+    'Unauthorized',
+    /the delegation is for account/
+  ),
+  scheduleBy(
+    'by a proof for another rhythm',
+    { every: HOUR },
+    'Unauthorized',
+    /the delegation is for every/
+  ),
+  scheduleBy(
+    'by a proof for another time',
+    { cron: '0 4 * * *' },
+    'Unauthorized',
+    /the delegation is for cron/
+  ),
+  scheduleBy(
+    'of all parts by a proof of none',
+    { include: [] },
+    'Unauthorized',
+    /limits include to/
+  ),
+  ...['backup/pause', 'backup/resume', 'backup/unschedule'].flatMap((can) => [
+    one(
+      'by a proof for another account',
+      can,
+      async ({ space, alice }) => ({
+        issuer: alice,
+        proofs: [
+          await allow(space, alice, [can], { nb: { account: OTHER_ACCOUNT } }),
+        ],
+      }),
+      'Unauthorized',
+      /the delegation is for account/
+    ),
+  ]),
+  ...['backup/pause', 'backup/resume'].map((can) =>
+    one(
+      'of an account without a schedule',
+      can,
+      ({ space }) => ({ issuer: space, nb: { account: OTHER_ACCOUNT } }),
+      'ScheduleNotFound'
+    )
+  ),
+  one(
+    'for longer than the proof allows',
+    'backup/pause',
+    async ({ space, alice }) => ({
+      issuer: alice,
+      proofs: [
+        await allow(space, alice, ['backup/pause'], {
+          nb: { until: seconds(HOUR) },
+        }),
+      ],
+    }),
+    'Unauthorized',
+    /the delegation is for until/
+  ),
+  one(
+    'that ends before it begins',
+    'backup/pause',
+    ({ space }) => ({
+      issuer: space,
+      nb: { account: ACCOUNT, until: seconds(-60) },
+    }),
+    'InvalidPause'
+  ),
+  scheduleWith(
+    'to another agent',
+    ({ space, mallory }) => allow(space, mallory, SCHEDULE_ABILITIES),
+    'DelegationAudienceMismatch'
+  ),
+  scheduleWith(
+    'in another Space',
+    async ({ service }) =>
+      allow(await ed25519.generate(), service.agent, SCHEDULE_ABILITIES),
+    'DelegationSpaceMismatch'
+  ),
+  scheduleWith(
+    'that has expired',
+    ({ space, service }) =>
+      allow(space, service.agent, SCHEDULE_ABILITIES, {
+        expiration: seconds(-1),
+      }),
+    'DelegationExpired'
+  ),
+  scheduleWith(
+    'that is not valid yet',
+    ({ space, service }) =>
+      allow(space, service.agent, SCHEDULE_ABILITIES, {
+        notBefore: seconds(HOUR),
+      }),
+    'InsufficientDelegation',
+    /not valid before/
+  ),
+  scheduleWith(
+    'for another account',
+    async ({ space, service }) =>
+      delegate({
+        issuer: space,
+        audience: DID.parse(service.agent),
+        capabilities: SCHEDULE_ABILITIES.map((can) => ({
+          can,
+          with: space.did(),
+          ...(can === 'backup/run' ? { nb: { account: OTHER_ACCOUNT } } : {}),
+        })) as never,
+        expiration: Infinity,
+      }),
+    'DelegationAccountMismatch'
+  ),
+  scheduleWith(
+    'from somebody who does not own the Space',
+    ({ space, mallory, service }) =>
+      allow(mallory, service.agent, SCHEDULE_ABILITIES, { with: space.did() }),
+    'InsufficientDelegation',
+    /Delegated capability not found/
+  ),
+  scheduleWith(
+    'under the name of the Space, signed by another',
+    ({ space, mallory, service }) =>
+      allow(posing(mallory, space), service.agent, SCHEDULE_ABILITIES),
+    'InsufficientDelegation',
+    /valid signature/
+  ),
+  scheduleWith(
+    'that was revoked',
+    async (actors) => {
+      const { space, service } = actors
+      const delegation = await allow(space, service.agent, SCHEDULE_ABILITIES)
+      await revoke(actors, space, delegation)
+      return delegation
+    },
+    'DelegationRevoked'
+  ),
+  scheduleWith(
+    'whose proof was revoked',
+    async (actors) => {
+      const { space, alice, service } = actors
+      const proof = await allow(space, alice, SCHEDULE_ABILITIES)
+      await revoke(actors, space, proof)
+      return allow(alice, service.agent, SCHEDULE_ABILITIES, {
+        with: space.did(),
+        proofs: [proof],
+      })
+    },
+    'DelegationRevoked'
+  ),
+  ...SCHEDULE_ABILITIES.map((lacking) =>
+    scheduleWith(
+      `without ${lacking}`,
+      ({ space, service }) =>
+        allow(
+          space,
+          service.agent,
+          SCHEDULE_ABILITIES.filter((can) => can !== lacking)
+        ),
+      'InsufficientDelegation',
       new RegExp(`does not allow ${lacking} in`)
     )
   ),
