@@ -3,7 +3,7 @@ import fc from 'fast-check'
 import { CID } from 'multiformats/cid'
 import * as Digest from 'multiformats/hashes/digest'
 
-/** Cases of all fuzz suites together. */
+/** What the suites share out among themselves: together they have a little more. */
 export const FUZZ_CASES = Number(process.env.FUZZ_CASES ?? 100_000)
 
 /** Milliseconds after which a case hangs. */

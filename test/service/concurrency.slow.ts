@@ -29,9 +29,9 @@ import { createPostgresStore, databaseServer } from './slow-stores.ts'
 const AGENTS = Number(process.env.CONCURRENT_AGENTS ?? 1_000)
 const BACKUPS = 20
 /** Agents that are at work at the same time: each has an event at the head. */
-const CONCURRENCY = 30
+const CONCURRENCY = 16
 /** Of so many backups of an agent, one begins with what others did. */
-const SYNC = 5
+const SYNC = 10
 
 const account = 'did:plc:ewvi7nxzyoun6zhxrhs64oiz'
 const start = Date.UTC(2025, 2, 12)

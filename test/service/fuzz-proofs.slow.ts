@@ -17,8 +17,8 @@ import {
   type TestService,
 } from './harness.ts'
 
-const CHAINS = Math.ceil(FUZZ_CASES * 0.08)
-const HEADERS = Math.ceil(FUZZ_CASES * 0.02)
+const CHAINS = Math.ceil(FUZZ_CASES * 0.03)
+const HEADERS = Math.ceil(FUZZ_CASES * 0.01)
 const CAR_TYPE = 'application/vnd.ipld.car'
 const AUTHORITY = 'did:web:up.example'
 

@@ -27,13 +27,13 @@ import {
   type TestStore,
 } from './slow-stores.ts'
 
-const ACCOUNTS = Number(process.env.SCHEDULED_ACCOUNTS ?? 60)
+const ACCOUNTS = Number(process.env.SCHEDULED_ACCOUNTS ?? 40)
 /** Accounts that share a Space. */
 const ACCOUNTS_PER_SPACE = 10
 const WORKERS = 3
 /** Milliseconds between two kills. */
 const KILL_EVERY = 4_000
-const KILLS = 5
+const KILLS = 4
 const DAY = 24 * 60 * 60
 const LONGEST = 500_000
 
