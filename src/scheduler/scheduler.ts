@@ -41,6 +41,9 @@ const ENDING = new Set([
   'Unauthorized',
 ])
 
+/** The account is not there for now: its schedule waits, and looks again. */
+const ABSENT = 'AccountUnavailableError'
+
 /** How schedules become runs. Times in milliseconds. */
 export interface SchedulerPolicy {
   /** How often to look for schedules that are due. */
@@ -61,6 +64,8 @@ export interface SchedulerPolicy {
   attempts: number
   /** Wait after the first attempt; it doubles with each. */
   backoff: number
+  /** How long the schedule of an account waits that is deactivated, at least. */
+  absence: number
   /** How long a run waits that the service or the host could not take. */
   busy: number
 }
@@ -75,6 +80,7 @@ export const SCHEDULER_POLICY: SchedulerPolicy = {
   outstandingPerHost: 10_000,
   attempts: 4,
   backoff: 60_000,
+  absence: 6 * 60 * 60_000,
   busy: 30_000,
 }
 
@@ -227,6 +233,12 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     if (error && ENDING.has(error.name)) {
       log.warn({ failure: error, run: run.id }, 'the schedule stops')
       await settle({ state: 'stopped', reason: error, lastRun, host })
+      return
+    }
+    if (error?.name === ABSENT) {
+      log.info({ failure: error, run: run.id }, 'the schedule waits')
+      const next = nextTime(schedule, time.now() + policy.absence)
+      await settle({ state: 'paused', reason: error, next, lastRun, host })
       return
     }
     const next = nextTime(schedule, time.now())

@@ -96,14 +96,16 @@ describe('agents of one Space', () => {
  * trial here; 20,000 backups through an upload service would take hours.
  */
 class SharedBlocks {
-  readonly #blocks = new Map<string, Block>()
+  /** Of hundreds of thousands of blocks, nothing but the bytes. */
+  readonly #blocks = new Map<string, Uint8Array>()
 
   put(blocks: Block[]): void {
-    for (const block of blocks) this.#blocks.set(block.cid.toString(), block)
+    for (const { cid, bytes } of blocks) this.#blocks.set(`${cid}`, bytes)
   }
 
-  async get(link: { toString(): string }): Promise<Block | undefined> {
-    return this.#blocks.get(link.toString())
+  async get(link: Block['cid']): Promise<Block | undefined> {
+    const bytes = this.#blocks.get(link.toString())
+    return bytes && { cid: link, bytes }
   }
 }
 

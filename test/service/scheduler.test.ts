@@ -39,6 +39,7 @@ const OPTIONS = {
     poll: 20,
     backoff: 100,
     busy: 100,
+    absence: 1_000,
     lease: 3_000,
     keep: 500,
   },
@@ -202,6 +203,39 @@ describe('schedules of the service', () => {
     assert.ok((failed.next ?? 0) > failed.lastRun.finished)
     network.storacha.faults.uploadsClosed = false
     await until(async () => (await present())?.lastRun?.outcome === 'first')
+  })
+
+  it('wait while the account is deactivated, and come back by themselves', async () => {
+    const bob = await network.pds.createAccount({ handle: 'bob.test' })
+    await seedAccount(bob.agent, { posts: 2 })
+    await bob.agent.com.atproto.server.deactivateAccount({})
+    const { ok, error } = await Backup.schedule(
+      config,
+      {
+        account: bob.did as typeof account.did,
+        every: 1,
+        delegation: await allow(space, service.agent, ABILITIES),
+      },
+      service
+    )
+    assert.equal(error, undefined, error?.message)
+    assert.equal(ok.schedule.state, 'active')
+    const waiting = await until(async () => {
+      const now = await present()
+      return now?.state === 'paused' && now
+    })
+    assert.equal(waiting.reason?.name, 'AccountUnavailableError')
+    assert.ok((waiting.next ?? 0) >= (waiting.lastRun?.finished ?? Infinity))
+    await bob.agent.com.atproto.server.activateAccount()
+    await until(async () => {
+      const now = await present()
+      return now?.state === 'active' && now.lastRun?.outcome === 'first'
+    })
+    await Backup.unschedule(
+      config,
+      { account: bob.did as typeof account.did },
+      service
+    )
   })
 
   it('are kept when the service starts again', async () => {
