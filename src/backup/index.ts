@@ -14,7 +14,12 @@ export {
   type RepoBlock,
   type Verification,
 } from './read.ts'
-export { mergeEvents, type MergedEvents } from './record.ts'
+export {
+  mergeEvents,
+  recordChange,
+  type MergedEvents,
+  type RecordContext,
+} from './record.ts'
 export {
   DEFAULT_LIMITS,
   runBackup,

@@ -8,7 +8,10 @@ import type {
   UnknownLink,
 } from '../space/interface.ts'
 
+import type { AgentAuthorization } from '../space/mutate.ts'
+
 export type * from '../space/interface.ts'
+export type { AgentAuthorization } from '../space/mutate.ts'
 
 /** Options of everything that may take long. */
 export interface CallOptions {
@@ -188,6 +191,14 @@ export interface Journal {
   append(entry: JournalEntry): Promise<void>
   /** Called when the backup is in the clock. */
   clear(): Promise<void>
+}
+
+/** Where an agent keeps those of its grants that the clock does not know yet. */
+export interface AuthorizationJournal {
+  /** @returns the grant for an account, unless the clock has it */
+  pending(account: DID): Promise<AgentAuthorization | undefined>
+  /** Called when the clock has it. */
+  recorded(account: DID, authorization: AgentAuthorization): Promise<void>
 }
 
 /** One uploaded shard and the blobs that are complete with it. */

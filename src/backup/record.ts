@@ -14,6 +14,8 @@ import { BlockOverlay } from './block-overlay.ts'
 import type {
   Backup,
   Block,
+  BlockFetcher,
+  CallOptions,
   Clock,
   CommitSignature,
   Event,
@@ -23,6 +25,7 @@ import type {
   Link,
   MissingBlob,
   Part,
+  Revision,
   State,
   Time,
   UnknownLink,
@@ -125,35 +128,111 @@ export async function recordBackup(
   const timestamp = new Date(
     Math.max(time.now(), found.notBefore)
   ).toISOString()
+  const account = found.identity.did
+  const authorization = await context.authorizations?.pending(account)
   const added = await addBackup(overlay, base.state, {
-    account: found.identity.did,
+    account,
     timestamp,
     backup: block.cid,
+    ...(authorization ? { authorization } : {}),
   })
-  const event = await createEvent(added.root, base.heads)
-  const metadata = [...additions, ...base.additions, ...added.additions, event]
-  overlay.put(metadata)
-  await put(context, found, block.cid, metadata, found)
+  const event = await recordEvent(
+    context,
+    { base, state: added.root, additions: [...additions, ...added.additions] },
+    { ...found, root: block.cid }
+  )
+  if (authorization)
+    await context.authorizations?.recorded(account, authorization)
+  return { backup: { timestamp, link: block.cid, value }, event }
+}
 
-  found.onAdvance()
+/** What changes of a state need of the world. */
+export type RecordContext = Pick<
+  BackupContext,
+  | 'writer'
+  | 'reader'
+  | 'clock'
+  | 'createSha256'
+  | 'time'
+  | 'limits'
+  | 'onWarning'
+>
+
+/**
+ * Changes the state in a Space: puts what is new into the Space and advances
+ * the clock to it. When other agents moved the head meanwhile, merges with
+ * them.
+ *
+ * @param change - one of those of `src/space`, as `setAuthorization`
+ * @returns `event`, unless the state was so already
+ * @throws {@link BackupError} when the Space or the clock takes no more, and
+ *   what the change throws
+ */
+export async function recordChange(
+  context: RecordContext,
+  change: (
+    fetcher: BlockFetcher,
+    state: Link<State> | undefined
+  ) => Promise<Revision<State>>,
+  { signal = new AbortController().signal }: CallOptions = {}
+): Promise<{ state: Link<State>; event?: Block<Event> }> {
+  const { clock, time } = context
+  const overlay = new BlockOverlay(context.reader)
+  const base = await readBase(clock, overlay, time, signal, context.onWarning)
+  const { root: state, additions } = await change(overlay, base.state)
+  if (base.state?.equals(state)) return { state }
+  const event = await recordEvent(
+    context,
+    { base, state, additions },
+    { overlay, signal }
+  )
+  return { state, event }
+}
+
+/** Makes an event of a new state, and has the Space and the clock take it. */
+async function recordEvent(
+  context: RecordContext,
+  {
+    base,
+    state,
+    additions,
+  }: { base: Base; state: Link<State>; additions: Block[] },
+  options: {
+    overlay: BlockOverlay
+    signal: AbortSignal
+    /** What it is listed under in the Space; the event, if left out. */
+    root?: UnknownLink
+    onAdvance?: () => void
+  } & Partial<Pick<NewBackup, 'shards' | 'unpublished' | 'last' | 'onUpload'>>
+): Promise<Block<Event>> {
+  const { clock, time } = context
+  const { overlay, signal, shards = [], unpublished = [] } = options
+  const event = await createEvent(state, base.heads)
+  const metadata = [...base.additions, ...additions, event]
+  overlay.put(metadata)
+  const root = options.root ?? event.cid
+  await put(context, options, root, metadata, {
+    ...options,
+    shards,
+    unpublished,
+  })
+
+  options.onAdvance?.()
   let heads = await clock.advance(event.cid, attachable(metadata), { signal })
   for (let merge = 0; heads.length > 1 && merge < MAX_MERGES; merge++) {
     await time.sleep(MERGE_BACKOFF_MS * 2 ** merge * Math.random(), signal)
     try {
-      const merged = await mergeEvents(context, heads, {
-        ...found,
-        root: block.cid,
-      })
+      const merged = await mergeEvents(context, heads, { ...options, root })
       if (!merged) break
       heads = merged.heads
     } catch (error) {
-      // The backup is in the clock. What could not be merged now, as with a
+      // The event is in the clock. What could not be merged now, as with a
       // head that nobody can read, is left in place for the next agent.
       context.onWarning?.('heads of the clock could not be merged', error)
       break
     }
   }
-  return { backup: { timestamp, link: block.cid, value }, event }
+  return event
 }
 
 /** What a merge of events came to. */

@@ -20,6 +20,7 @@ import { IncompleteRepoError } from './errors.ts'
 import { IndexPublisher } from './index-publisher.ts'
 import type {
   AccountReader,
+  AuthorizationJournal,
   Backup,
   Clock,
   CreateSpool,
@@ -79,6 +80,8 @@ export interface BackupContext {
   createSha256: CreateSha256
   time: Time
   limits: BackupLimits
+  /** The agent's own grants, which go along with backups. */
+  authorizations?: AuthorizationJournal
   /** Told what did not end the run but should not go unseen. */
   onWarning?: (message: string, error: unknown) => void
 }

@@ -108,6 +108,7 @@ export {
   type ListedBackup,
   accounts,
   latestBackup,
+  listAuthorizations,
   listBackups,
 } from './list.ts'
 export { mergeStates } from './merge.ts'

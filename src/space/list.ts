@@ -1,6 +1,8 @@
 import * as dagCbor from '@ipld/dag-cbor'
 import { readAccount } from './account.ts'
+import { readAuthorization, readAuthorizations } from './authorization.ts'
 import type {
+  Authorization,
   Backup,
   BlockFetcher,
   DID,
@@ -69,6 +71,35 @@ export async function* listBackups(
     yield { timestamp: key, backup: value }
     if (++count >= limit) return
   }
+}
+
+/**
+ * What agents may do in an account: nothing for one that the state does not
+ * have.
+ *
+ * @param options.agent - of this agent alone
+ * @returns sorted by the DIDs of the agents
+ * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
+ */
+export async function listAuthorizations(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  account: DID,
+  { agent }: { agent?: DID } = {}
+): Promise<{ agent: DID; authorization: Authorization }[]> {
+  if (state === undefined) return []
+  const accountLink = (await readState(fetcher, state))[account]
+  if (accountLink === undefined) return []
+  const { authorizations: root } = await readAccount(fetcher, accountLink)
+  const authorizations = Object.entries(await readAuthorizations(fetcher, root))
+    .filter(([key]) => agent === undefined || key === agent)
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+  return Promise.all(
+    authorizations.map(async ([key, link]) => ({
+      agent: key as DID,
+      authorization: await readAuthorization(fetcher, link),
+    }))
+  )
 }
 
 /**

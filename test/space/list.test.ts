@@ -8,9 +8,19 @@ import {
   encodeAuthorizations,
   encodeState,
   latestBackup,
+  listAuthorizations,
   listBackups,
+  setAuthorization,
 } from '../../src/space/index.ts'
-import { MemoryBlocks, alice, bob, hour, linkOf } from './helpers.ts'
+import {
+  MemoryBlocks,
+  alice,
+  bob,
+  hour,
+  laptop,
+  linkOf,
+  phone,
+} from './helpers.ts'
 
 const backup = await linkOf<Backup>('backup')
 
@@ -97,6 +107,35 @@ describe('lists of backups', () => {
     blocks.put(authorizations, account, state)
     return state.cid
   }
+})
+
+describe('lists of authorizations', () => {
+  const blocks = new MemoryBlocks()
+  const authorization = { sealed: Uint8Array.of(1), expiration: 2, seq: 3 }
+
+  it('of nothing are empty', async () => {
+    assert.deepEqual(await listAuthorizations(blocks, undefined, alice), [])
+    const { cid } = await encodeState({})
+    blocks.put(await encodeState({}))
+    assert.deepEqual(await listAuthorizations(blocks, cid, alice), [])
+  })
+
+  it('have those of all agents, or of one', async () => {
+    let state: Link<State> | undefined
+    for (const agent of [phone, laptop]) {
+      const addition = { account: alice, agent, authorization }
+      state = blocks.keep(await setAuthorization(blocks, state, addition))
+    }
+    assert.deepEqual(
+      await listAuthorizations(blocks, state, alice),
+      [phone, laptop].sort().map((agent) => ({ agent, authorization }))
+    )
+    assert.deepEqual(
+      await listAuthorizations(blocks, state, alice, { agent: phone }),
+      [{ agent: phone, authorization }]
+    )
+    assert.deepEqual(await listAuthorizations(blocks, state, bob), [])
+  })
 })
 
 function hours(from: number, to: number): [string, Link][] {
