@@ -17,16 +17,19 @@
  *
  * @packageDocumentation
  */
+import type { AuthorizationService } from './authorization.ts'
 import type { BackupService } from './backup.ts'
 import type { ClockService } from './clock.ts'
 import type { RevocationService } from './revocation.ts'
 
+export * as Authorization from './authorization.ts'
 export * as Backup from './backup.ts'
 export * as Clock from './clock.ts'
 export * as Revocation from './revocation.ts'
 
 /** All that the service answers to. */
 export interface Service {
+  authorization: AuthorizationService
   backup: BackupService
   clock: ClockService
   ucan: RevocationService
@@ -43,6 +46,9 @@ export const ABILITIES = [
   'backup/pause',
   'backup/resume',
   'backup/unschedule',
+  'authorization/request',
+  'authorization/list',
+  'authorization/revoke',
   'ucan/revoke',
 ] as const
 

@@ -80,6 +80,21 @@ export interface InvocationOptions {
   nonce?: string
 }
 
+/** What all invocations have in common. */
+export function commonOf(
+  { issuer, audience, with: space, proofs }: InvocationConfig,
+  { connection, expiration, nonce }: InvocationOptions
+) {
+  return {
+    issuer,
+    audience: audience ?? connection.id,
+    with: space,
+    ...(proofs ? { proofs } : {}),
+    ...(expiration === undefined ? {} : { expiration }),
+    ...(nonce === undefined ? {} : { nonce }),
+  }
+}
+
 /** What a service says of itself. */
 export interface ServiceInfo {
   name: string

@@ -17,9 +17,11 @@
  *
  * @packageDocumentation
  */
+export * as Authorization from './authorization.ts'
 export * as Backup from './backup.ts'
 export * as Clock from './clock.ts'
 export * as Revocation from './revocation.ts'
+export { InvalidReceiptError, readReceipt } from './receipt.ts'
 export { watch, WatchRefusedError } from './watch.ts'
 export {
   connect,

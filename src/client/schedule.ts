@@ -6,7 +6,11 @@
 import type { Delegation } from '@ucanto/interface'
 import { Backup } from '../capabilities/index.ts'
 import { attach, factsOf } from './attach.ts'
-import type { InvocationConfig, InvocationOptions } from './connection.ts'
+import {
+  commonOf,
+  type InvocationConfig,
+  type InvocationOptions,
+} from './connection.ts'
 
 /** DID of an account. */
 type AccountDID = `did:${string}:${string}`
@@ -48,7 +52,7 @@ export async function schedule(
   options: InvocationOptions
 ) {
   const invocation = Backup.schedule.invoke({
-    ...common(config, options),
+    ...commonOf(config, options),
     nb: {
       account,
       ...(every === undefined ? {} : { every }),
@@ -68,7 +72,7 @@ export async function schedules(
   config: InvocationConfig,
   options: InvocationOptions
 ) {
-  const invocation = Backup.schedules.invoke(common(config, options))
+  const invocation = Backup.schedules.invoke(commonOf(config, options))
   return (await invocation.execute(options.connection)).out
 }
 
@@ -84,7 +88,7 @@ export async function pause(
   options: InvocationOptions
 ) {
   const invocation = Backup.pause.invoke({
-    ...common(config, options),
+    ...commonOf(config, options),
     nb: { account, ...(until === undefined ? {} : { until }) },
   })
   return (await invocation.execute(options.connection)).out
@@ -97,7 +101,7 @@ export async function resume(
   options: InvocationOptions
 ) {
   const invocation = Backup.resume.invoke({
-    ...common(config, options),
+    ...commonOf(config, options),
     nb: { account },
   })
   return (await invocation.execute(options.connection)).out
@@ -110,22 +114,8 @@ export async function unschedule(
   options: InvocationOptions
 ) {
   const invocation = Backup.unschedule.invoke({
-    ...common(config, options),
+    ...commonOf(config, options),
     nb: { account },
   })
   return (await invocation.execute(options.connection)).out
-}
-
-function common(
-  { issuer, audience, with: space, proofs }: InvocationConfig,
-  { connection, expiration, nonce }: InvocationOptions
-) {
-  return {
-    issuer,
-    audience: audience ?? connection.id,
-    with: space,
-    ...(proofs ? { proofs } : {}),
-    ...(expiration === undefined ? {} : { expiration }),
-    ...(nonce === undefined ? {} : { nonce }),
-  }
 }

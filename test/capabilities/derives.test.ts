@@ -8,6 +8,7 @@ import { CID } from 'multiformats/cid'
 import { identity } from 'multiformats/hashes/identity'
 import {
   ABILITIES,
+  Authorization,
   Backup,
   BACKUP_ABILITIES,
   Clock,
@@ -27,6 +28,10 @@ const CAPABILITIES = {
   'clock/*': Clock.clock,
   'backup/*': Backup.backup,
   'backup/perform': Backup.perform,
+  'authorization/*': Authorization.authorization,
+  'authorization/request': Authorization.request,
+  'authorization/list': Authorization.list,
+  'authorization/revoke': Authorization.revoke,
   'ucan/revoke': Revocation.revoke,
 }
 
@@ -44,6 +49,13 @@ const DAILY = {
   account: ACCOUNT,
   cron: '0 4 * * *',
   timezone: 'Europe/Berlin',
+  delegation: ONE,
+}
+
+const REQUEST = {
+  account: ACCOUNT,
+  include: ['blobs'],
+  returnTo: 'https://alice.example/',
   delegation: ONE,
 }
 
@@ -100,6 +112,8 @@ describe('capabilities', () => {
     'backup/pause': { account: ACCOUNT },
     'backup/resume': { account: ACCOUNT },
     'backup/unschedule': { account: ACCOUNT },
+    'authorization/request': { account: ACCOUNT },
+    'authorization/revoke': { account: ACCOUNT },
     'ucan/revoke': { ucan: ONE },
   }
 
@@ -107,6 +121,12 @@ describe('capabilities', () => {
     const covers: Record<string, string[]> = {
       'clock/*': ['clock/head', 'clock/advance'],
       'backup/*': ABILITIES.filter((can) => can.startsWith('backup/')),
+      'authorization/*': ABILITIES.filter((can) =>
+        can.startsWith('authorization/')
+      ),
+      'authorization/request': ['authorization/request'],
+      'authorization/list': ['authorization/list'],
+      'authorization/revoke': ['authorization/revoke'],
       '*': [...ABILITIES],
       'clock/head': ['clock/head'],
       'clock/advance': ['clock/advance'],
@@ -302,6 +322,44 @@ describe('capabilities', () => {
         { account: OTHER_ACCOUNT },
         /for account/,
       ],
+      ['authorization/request', REQUEST, {}, undefined],
+      ['authorization/request', REQUEST, REQUEST, undefined],
+      [
+        'authorization/request',
+        { account: 'alice.test' },
+        { account: ACCOUNT },
+        /for account/,
+      ],
+      [
+        'authorization/request',
+        { account: ACCOUNT },
+        { account: ACCOUNT, include: ['blobs'] },
+        /limits include/,
+      ],
+      [
+        'authorization/request',
+        REQUEST,
+        { ...REQUEST, returnTo: 'https://bob.example/' },
+        /for returnTo/,
+      ],
+      [
+        'authorization/request',
+        REQUEST,
+        { ...REQUEST, delegation: TWO },
+        /for delegation/,
+      ],
+      [
+        'authorization/revoke',
+        { account: ACCOUNT },
+        { account: ACCOUNT },
+        undefined,
+      ],
+      [
+        'authorization/revoke',
+        { account: ACCOUNT },
+        { account: OTHER_ACCOUNT },
+        /for account/,
+      ],
       ['backup/status', { run: ONE }, { run: ONE }, undefined],
       ['backup/status', { run: TWO }, { run: ONE }, /for run/],
       ['backup/status', {}, { run: ONE }, /for run \w+, not for all/],
@@ -349,6 +407,16 @@ describe('capabilities', () => {
       ['backup/pause', { account: ACCOUNT, until: 'tomorrow' }],
       ['backup/resume', { account: 'alice.test' }],
       ['backup/unschedule', {}],
+      ['authorization/request', undefined],
+      ['authorization/request', { account: 'alice' }],
+      ['authorization/request', { account: 'did:key:z6MkvpF1' }],
+      ['authorization/request', { account: 'alice..test' }],
+      ['authorization/request', { account: `${'a'.repeat(64)}.test` }],
+      ['authorization/request', { account: ACCOUNT, include: ['all'] }],
+      ['authorization/request', { account: ACCOUNT, returnTo: 1 }],
+      ['authorization/request', { account: ACCOUNT, delegation: 'bafy' }],
+      ['authorization/revoke', {}],
+      ['authorization/revoke', { account: 'alice.test' }],
       ['backup/status', { run: 'bafy' }],
       ['backup/status', { run: 1 }],
     ]

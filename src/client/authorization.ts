@@ -1,0 +1,81 @@
+/**
+ * Authorizations of a service: its way into the accounts that it backs up.
+ *
+ * @packageDocumentation
+ */
+import type { Delegation } from '@ucanto/interface'
+import { Authorization } from '../capabilities/index.ts'
+import type { Backup } from '../capabilities/index.ts'
+import { attach, factsOf } from './attach.ts'
+import {
+  commonOf,
+  type InvocationConfig,
+  type InvocationOptions,
+} from './connection.ts'
+
+/** What the service asks the user for. */
+export interface RequestInput {
+  /** DID or handle of the account. */
+  account: string
+  /** Parts of backups that it is for; all but `conversations`, if left out. */
+  include?: Backup.Part[] | undefined
+  /** Where the user may go when it is done. */
+  returnTo?: URL | undefined
+  /** What the service may do in the Space; its audience is the service. */
+  delegation?: Delegation | undefined
+}
+
+/**
+ * Begins the way of the service into an account. The user opens the address
+ * that it answers with; the receipt of the task tells what came of it.
+ *
+ * @example
+ * ```ts
+ * const { ok, error } = await Authorization.request(
+ *   { issuer: agent, with: space, proofs },
+ *   { account: 'alice.bsky.social', delegation },
+ *   { connection }
+ * )
+ * if (ok) open(ok.url)
+ * ```
+ */
+export async function request(
+  config: InvocationConfig,
+  { account, include, returnTo, delegation }: RequestInput,
+  options: InvocationOptions
+) {
+  const invocation = Authorization.request.invoke({
+    ...commonOf(config, options),
+    nb: {
+      account,
+      ...(include ? { include } : {}),
+      ...(returnTo ? { returnTo: returnTo.href } : {}),
+      ...(delegation ? { delegation: delegation.cid } : {}),
+    },
+    ...(delegation ? { facts: factsOf(delegation) } : {}),
+  })
+  if (delegation) attach(invocation, delegation)
+  return (await invocation.execute(options.connection)).out
+}
+
+/** Lists the grants that the service has for the Space. */
+export async function list(
+  config: InvocationConfig,
+  options: InvocationOptions
+) {
+  const invocation = Authorization.list.invoke(commonOf(config, options))
+  return (await invocation.execute(options.connection)).out
+}
+
+/** Has the service give a grant back to the host, and forget it. */
+export async function revoke(
+  config: InvocationConfig,
+  { account }: { account: `did:${string}:${string}` },
+  options: InvocationOptions
+) {
+  const invocation = Authorization.revoke.invoke({
+    ...commonOf(config, options),
+    nb: { account },
+  })
+  return (await invocation.execute(options.connection)).out
+}
