@@ -62,15 +62,15 @@ async function verifyReceipt(
   try {
     const { roots, blocks } = CAR.codec.decode(body)
     for (const block of [...roots, ...blocks.values()]) {
-      await verifyBlock(block as Block)
+      await verifyBlock(block)
     }
     const message = await CAR.request.decode({ headers: {}, body } as never)
-    receipt = message.get(task as never)
+    receipt = message.get(task)
   } catch (cause) {
     throw refuse('is no receipt of it', cause)
   }
   const verifier = Verifier.parse(agent as DID).withDID(did as DID)
-  const { ok } = await receipt.verifySignature(verifier as never)
+  const { ok } = await receipt.verifySignature(verifier)
   if (!ok) throw refuse('was not signed by the service')
   return receipt.out
 }
