@@ -1,7 +1,7 @@
 import type { DID, Link, Result } from '@ucanto/interface'
 import { Verifier } from '@ucanto/principal'
 import { CAR } from '@ucanto/transport'
-import { verifyBlock, type Block } from '../space/index.ts'
+import { verifyBlock } from '../space/index.ts'
 import { ServiceUnreachableError, type ServiceInfo } from './connection.ts'
 
 /** Size of an answer with a receipt, in bytes, at most. */

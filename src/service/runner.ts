@@ -10,13 +10,8 @@ import {
   type Progress,
   type Time,
 } from '../backup/index.ts'
-import { createClock, head as readHead } from '../client/clock.ts'
+import { head as readHead } from '../client/clock.ts'
 import type { Connection } from '../client/connection.ts'
-import {
-  connectUploadService,
-  createSpaceReader,
-  createSpaceWriter,
-} from '../storacha/index.ts'
 import {
   DecodeError,
   MissingBlockError,
@@ -31,6 +26,7 @@ import {
 import { decodeDelegations } from './authority.ts'
 import type { PipelineContext } from './context.ts'
 import { createJournal } from './journal.ts'
+import { openReader, openSpace } from './space.ts'
 
 /** Errors that a run ends with as they are; others are for the log alone. */
 const TOLD = [BackupError, DecodeError, MissingBlockError, UnreadableStateError]
@@ -110,11 +106,7 @@ export function startRunner(context: RunnerContext): Runner {
   const active = new Set<{ stop: AbortController; done: Promise<void> }>()
   const stopping = new AbortController()
   // The space metadata that runs read is shared by all of them.
-  const reader = createSpaceReader({
-    gateways: context.gateways,
-    fetch: context.foreignFetch,
-    createSha256: context.createSha256,
-  })
+  const reader = openReader(context)
   let claiming: Promise<void> | undefined
   let again = false
 
@@ -295,23 +287,12 @@ export function startRunner(context: RunnerContext): Runner {
     onProgress: (progress: Readonly<Progress>) => void
   ): Promise<Result<Outcome, RunError>> {
     const space = run.space as `did:key:${string}`
-    const authority = { issuer: context.agent, space, proofs }
-    const service = connectUploadService(context.uploadService, {
-      fetch: context.fetch,
-      signal,
-    })
     try {
       const outcome = await runBackup(
         {
           ...context,
-          writer: createSpaceWriter(service, authority, {
-            sha256: context.createSha256,
-          }),
+          ...openSpace(context, { space, proofs, signal }),
           reader,
-          clock: createClock(
-            { issuer: context.agent, with: space, proofs },
-            { connection: context.connection() }
-          ),
           journal: (account) => createJournal(stores.journal, space, account),
           onWarning: (message, error) => log.warn({ err: error }, message),
         },

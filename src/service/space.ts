@@ -1,0 +1,57 @@
+import type { Delegation, Signer } from '@ucanto/interface'
+import type { Clock, SpaceReader, SpaceWriter } from '../backup/index.ts'
+import { createClock } from '../client/clock.ts'
+import type { Connection } from '../client/connection.ts'
+import {
+  connectUploadService,
+  createSpaceReader,
+  createSpaceWriter,
+} from '../storacha/index.ts'
+import type { PipelineContext } from './context.ts'
+
+/** What the service needs to act in Spaces. */
+export interface SpacesContext extends Pick<
+  PipelineContext,
+  'uploadService' | 'gateways' | 'fetch' | 'foreignFetch' | 'createSha256'
+> {
+  agent: Signer
+  /** To our own handlers: there is no way around validation. */
+  connection: () => Connection
+}
+
+/** Opens a Space for writing, by what was delegated to the service's agent. */
+export function openSpace(
+  context: SpacesContext,
+  {
+    space,
+    proofs,
+    signal,
+  }: {
+    space: `did:key:${string}`
+    proofs: Delegation[]
+    signal: AbortSignal
+  }
+): { writer: SpaceWriter; clock: Clock } {
+  const { agent, uploadService, fetch, createSha256 } = context
+  const service = connectUploadService(uploadService, { fetch, signal })
+  return {
+    writer: createSpaceWriter(
+      service,
+      { issuer: agent, space, proofs },
+      { sha256: createSha256 }
+    ),
+    clock: createClock(
+      { issuer: agent, with: space, proofs },
+      { connection: context.connection() }
+    ),
+  }
+}
+
+/** Reads Spaces, all that there are. */
+export function openReader({
+  gateways,
+  foreignFetch: fetch,
+  createSha256,
+}: SpacesContext): SpaceReader {
+  return createSpaceReader({ gateways, fetch, createSha256 })
+}
