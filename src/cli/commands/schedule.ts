@@ -21,6 +21,7 @@ import {
 import { readDelegation } from '../given-delegation.ts'
 import { createIssuedDelegations, issuedFolder } from '../issued.ts'
 import { readExpiration, type Flags } from '../options.ts'
+import { INCLUDE_HELP, readParts } from '../parts.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { resolveAccount } from '../target.ts'
@@ -63,10 +64,7 @@ function createScheduleCommand(
       '--timezone <NAME>',
       'where the clock of --cron stands, as in Europe/Berlin (default: UTC)'
     )
-    .option(
-      '--include <PARTS>',
-      `what to back up beside the repository, separated by commas: ${Protocol.PARTS.join(', ')}; or none (default: all there is)`
-    )
+    .option('--include <PARTS>', INCLUDE_HELP)
     .option(
       '--delegation <FILE>',
       'what the service may do, made elsewhere: a file with it, or itself in base64 (default: a new one, as small as can be)'
@@ -322,21 +320,6 @@ function readRhythm(flags: Flags): RhythmInput {
     throw new UsageError('--every: give a number and a unit, as in 1h or 1d')
   }
   return { every: seconds }
-}
-
-/** @returns nothing for all there is */
-function readParts(text: string | undefined): Protocol.Part[] | undefined {
-  if (text === undefined) return undefined
-  if (text === 'none') return []
-  const parts = text.split(',').map((part) => part.trim())
-  const isPart = (part: string): part is Protocol.Part =>
-    (Protocol.PARTS as readonly string[]).includes(part)
-  if (!parts.every(isPart)) {
-    throw new UsageError(
-      `--include: "${text}" is not among what can be backed up; give ${Protocol.PARTS.join(', ')}, or none`
-    )
-  }
-  return [...new Set(parts)]
 }
 
 /** @returns Unix seconds */
