@@ -1,10 +1,8 @@
 import { delegate, DID } from '@ucanto/core'
 import type { Delegation } from '@ucanto/interface'
 import type { Command } from 'commander'
-import {
-  Backup as Protocol,
-  SCHEDULE_ABILITIES,
-} from '../../capabilities/index.ts'
+import type { Backup as Protocol } from '../../capabilities/index.ts'
+import { SCHEDULE_ABILITIES } from '../../capabilities/index.ts'
 import { Backup } from '../../client/index.ts'
 import type { RhythmInput } from '../../client/schedule.ts'
 import { expirationOf, proofsFor } from '../authority.ts'
