@@ -63,7 +63,7 @@ export function createAuthorizationService(
             with: agent.did(),
             nb: {
               space,
-              account: account as `did:plc:${string}`,
+              account: account,
               cause: invocation.cid,
             },
             expiration: Infinity,
@@ -79,7 +79,7 @@ export function createAuthorizationService(
             url: url.href,
             expiration,
             account,
-            task: task.cid as Link,
+            task: task.cid,
           }).fork(task)
         } catch (error) {
           return failureOf(error)
@@ -134,6 +134,15 @@ function failureOf(error: unknown) {
   }
   if (error instanceof HostError || error instanceof IdentityUnavailableError) {
     return failure('HostUnavailable', error.message)
+  }
+  if (error instanceof ForbiddenAddressError) {
+    return failure('HostRefused', error.message)
+  }
+  if (error instanceof GrantRequestError) {
+    const { name, message } = error
+    if (name === 'HostRefused' || name === 'TooManyRequests') {
+      return failure(name, message)
+    }
   }
   throw error
 }

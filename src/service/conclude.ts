@@ -112,12 +112,12 @@ async function issueReceipt(
   const receipt = await Receipt.issue({
     issuer: id,
     ran: task as Invocation,
-    result: result as never,
+    result: result,
   })
   const message = await Message.build({ receipts: [receipt] as never })
   await receipts.put(
     task.cid.toString(),
-    CAR.request.encode(message as never).body as Uint8Array
+    CAR.request.encode(message as never).body
   )
 }
 

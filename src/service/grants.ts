@@ -615,7 +615,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       if (!stored?.sealed) return undefined
       const { sealed, seq, expiration, recipient, delegation } = stored
       return {
-        agent: agent.did() as DID,
+        agent: agent.did(),
         authorization: {
           sealed,
           seq,

@@ -384,7 +384,7 @@ function createAuthorizationReader({
     )
     overlay.put(additions)
     const [own] = await listAuthorizations(overlay, state, account, {
-      agent: agent.did() as DID,
+      agent: agent.did(),
     })
     return own?.authorization
   }

@@ -12,11 +12,7 @@ import {
 } from '../../src/client/index.ts'
 import { createSha256 } from '../../src/backup/index.ts'
 import { RUNNER_POLICY } from '../../src/service/runner.ts'
-import {
-  listAuthorizations,
-  mergeHeads,
-  type DID,
-} from '../../src/space/index.ts'
+import { listAuthorizations, mergeHeads } from '../../src/space/index.ts'
 import { createSpaceReader } from '../../src/storacha/index.ts'
 import { consent } from '../network/consent.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'

@@ -129,9 +129,9 @@ export function createOAuth(options: OAuthOptions): OAuth {
     before?: () => Promise<void>
   ) =>
     new NodeOAuthClient({
-      clientMetadata: metadata as never,
+      clientMetadata: metadata,
       ...(keys ? { keyset: keys } : {}),
-      fetch: guarded(options.fetch, purpose, before) as never,
+      fetch: guarded(options.fetch, purpose, before),
       plcDirectoryUrl: options.plcUrl,
       ...(options.handleResolverUrl
         ? { handleResolver: options.handleResolverUrl }
@@ -207,7 +207,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
       if (!saved) throw new TypeError('a grant without a session')
       const { sub, scope } = saved.tokenSet
       return {
-        account: sub as DID,
+        account: sub,
         scope,
         session: JSON.stringify(saved),
       }

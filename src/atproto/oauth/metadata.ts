@@ -27,12 +27,10 @@ export function confidentialMetadata(
   keys: Keyset
 ): ClientMetadata {
   return {
-    client_id: new URL(METADATA_PATH, publicUrl).href as `https://${string}`,
+    client_id: new URL(METADATA_PATH, publicUrl).href,
     client_name: 'Bluesky Backups',
-    client_uri: publicUrl.origin as `https://${string}`,
-    redirect_uris: [
-      new URL(CALLBACK_PATH, publicUrl).href as `https://${string}`,
-    ],
+    client_uri: publicUrl.origin,
+    redirect_uris: [new URL(CALLBACK_PATH, publicUrl).href],
     scope: allScopes(),
     application_type: 'web',
     grant_types: ['authorization_code', 'refresh_token'],
@@ -53,7 +51,7 @@ export function confidentialMetadata(
  */
 export function loopbackMetadata(redirect: URL): ClientMetadata {
   return buildAtprotoLoopbackClientMetadata({
-    redirect_uris: [redirect.href as `http://127.0.0.1${string}`],
+    redirect_uris: [redirect.href],
     scope: allScopes(),
   })
 }
