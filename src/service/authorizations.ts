@@ -1,5 +1,4 @@
 import { isDelegation, ok } from '@ucanto/core'
-import type { Link } from '@ucanto/interface'
 import { ok as answer, provide, provideAdvanced } from '@ucanto/server'
 import {
   DidNotFoundError,

@@ -45,7 +45,6 @@ import {
 import {
   listAuthorizations,
   mergeHeads,
-  type DID,
   type EventLink,
 } from '../space/index.ts'
 import {

@@ -44,17 +44,25 @@ export function confidentialMetadata(
 
 /**
  * What a program on the user's own machine says of itself: hosts know it as
- * nobody in particular, and their grants do not last long.
+ * nobody in particular, and their grants do not last long. Its name for hosts
+ * has no port, so that another port is no other client.
  *
  * @param redirect - http, on 127.0.0.1
  * @see https://atproto.com/specs/oauth#localhost-client-development
  */
 export function loopbackMetadata(redirect: URL): ClientMetadata {
-  return buildAtprotoLoopbackClientMetadata({
+  const named = new URL(redirect)
+  named.port = ''
+  return {
+    ...buildAtprotoLoopbackClientMetadata({
+      redirect_uris: [named.href],
+      scope: allScopes(),
+    }),
     redirect_uris: [redirect.href],
-    scope: allScopes(),
-  })
+  }
 }
+
+type Redirect = `http://127.0.0.1${string}`
 
 /** Whether a service at this address can only be a loopback client. */
 export function isLoopback({ protocol, hostname }: URL): boolean {
