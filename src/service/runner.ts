@@ -31,6 +31,7 @@ import {
 import { decodeDelegations } from './authority.ts'
 import type { PipelineContext } from './context.ts'
 import { createJournal } from './journal.ts'
+import { reportOf, type RunReport } from './run-report.ts'
 
 /** Errors that a run ends with as they are; others are for the log alone. */
 const TOLD = [BackupError, DecodeError, MissingBlockError, UnreadableStateError]
@@ -74,6 +75,8 @@ export interface RunnerContext extends PipelineContext {
   /** Runs at the same time in this process. */
   concurrency: number
   policy: RunnerPolicy
+  /** Told of each run that this process has ended. */
+  onEnded?: (report: RunReport) => void
 }
 
 /** Works off queued runs. */
@@ -190,16 +193,19 @@ export function startRunner(context: RunnerContext): Runner {
         result,
       })
       const message = await Message.build({ receipts: [receipt] as never })
+      const finished = time.now()
       const kept = await stores.runs.finish(run.id, owner, {
+        progress,
         ...(result.error
           ? { state: 'failed', error: result.error }
           : { state: 'done', outcome: result.ok }),
         receipt: CAR.request.encode(message).body,
-        now: time.now(),
+        now: finished,
       })
       if (!kept) throw new LeaseLostError('another process has it')
-      if (result.error) log.warn({ failure: result.error }, 'run failed')
-      else log.info({ outcome: result.ok }, 'run done')
+      const report = reportOf({ ...run, finished }, result, progress)
+      log.info(report, 'run ended')
+      context.onEnded?.(report)
     } catch (error) {
       if (error instanceof ParkedError) {
         log.info('run parked')

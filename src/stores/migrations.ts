@@ -230,6 +230,22 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0008-indexes-for-operators': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createIndex('runs_by_account')
+        .on('runs')
+        .columns(['space', 'account', 'created', 'id'])
+        .execute()
+      await db.schema
+        .createIndex('schedules_by_expiration')
+        .on('schedules')
+        .columns(['delegation_expiration'])
+        .where(sql<boolean>`delegation_expiration is not null`)
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {
