@@ -64,6 +64,9 @@ export const run = capability({
     ),
 })
 
+/** Runs that one `backup/status` answers at most. */
+export const MAX_RUNS = 200
+
 /** Tells how far runs are. */
 export const status = capability({
   can: 'backup/status',
@@ -71,11 +74,16 @@ export const status = capability({
   nb: Schema.struct({
     /** One run; the latest of the Space, if left out. */
     run: Schema.link({ version: 1 }).optional(),
+    /** Only runs of this account. */
+    account: AccountDID.optional(),
+    /** The most runs to answer, up to {@link MAX_RUNS}; a few, if left out. */
+    limit: Schema.integer().greaterThan(0).optional(),
   }),
   derives: (claimed, delegated) =>
     and(
       equalWith(claimed, delegated),
-      equalLink(claimed.nb.run, delegated.nb.run, 'run')
+      equalLink(claimed.nb.run, delegated.nb.run, 'run'),
+      equal(claimed.nb.account, delegated.nb.account, 'account')
     ),
 })
 

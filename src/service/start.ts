@@ -46,6 +46,7 @@ import { createLogger } from './logger.ts'
 import { createProvisioning } from './provisioning.ts'
 import { createRates } from './rates.ts'
 import { createRevocations } from './revocations.ts'
+import { createRunFeed } from './run-feed.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
 import { createWatchers } from './watchers.ts'
@@ -209,7 +210,12 @@ export async function startService(
     stores,
     logger,
     maxBodySize: config.maxBodySize,
-    watch: { watchers: context.watchers, time, stopping: stopping.signal },
+    watch: {
+      watchers: context.watchers,
+      feed: createRunFeed({ runs: stores.runs, time, logger }),
+      time,
+      stopping: stopping.signal,
+    },
     isDraining: () => stopping.signal.aborted,
   })
   handle = (request, env) => app.fetch(request, env)

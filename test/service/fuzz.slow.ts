@@ -18,6 +18,7 @@ import { createProvisioning } from '../../src/service/provisioning.ts'
 import { createRates } from '../../src/service/rates.ts'
 import { createRevocations } from '../../src/service/revocations.ts'
 import { createServer } from '../../src/service/server.ts'
+import { createRunFeed } from '../../src/service/run-feed.ts'
 import { createWatchers } from '../../src/service/watchers.ts'
 import { openStores } from '../../src/stores/index.ts'
 import {
@@ -135,7 +136,12 @@ describe('fuzzed requests', () => {
       stores,
       logger,
       maxBodySize: 64 * 1024,
-      watch: { watchers, time, stopping: new AbortController().signal },
+      watch: {
+        watchers,
+        feed: createRunFeed({ runs: stores.runs, time, logger }),
+        time,
+        stopping: new AbortController().signal,
+      },
       isDraining: () => false,
     })
   })

@@ -1,5 +1,5 @@
 import type { HttpBindings } from '@hono/node-server'
-import { Hono } from 'hono'
+import { Hono, type Context } from 'hono'
 import { cors } from 'hono/cors'
 import { CID } from 'multiformats/cid'
 import type { Logger } from 'pino'
@@ -7,10 +7,14 @@ import { ABILITIES } from '../../capabilities/index.ts'
 import type { ServiceInfo } from '../../client/index.ts'
 import type { Stores } from '../../stores/index.ts'
 import { InvalidBodyError } from '../errors.ts'
+import type { RunFeed } from '../run-feed.ts'
 import type { InvocationServer } from '../server.ts'
+import type { Watchers } from '../watchers.ts'
+import type { Refusal, StreamContext } from './event-stream.ts'
 import { BodyTooLargeError, readBody } from './read-body.ts'
 import { verifyBlocks } from './verify-blocks.ts'
-import { watchClock, type WatchContext } from './watch.ts'
+import { watchClock } from './watch.ts'
+import { watchRuns } from './watch-runs.ts'
 
 const CAR_TYPE = 'application/vnd.ipld.car'
 /** Browsers may keep the answer to a preflight for a day, in seconds. */
@@ -25,7 +29,10 @@ export interface AppContext {
   logger: Logger
   /** Largest request body, in bytes. */
   maxBodySize: number
-  watch: Pick<WatchContext, 'watchers' | 'time' | 'stopping'>
+  watch: Pick<StreamContext, 'time' | 'stopping'> & {
+    watchers: Watchers
+    feed: RunFeed
+  }
   /** Whether the service takes no more work. */
   isDraining: () => boolean
 }
@@ -110,22 +117,20 @@ export function createApp(context: AppContext): Hono {
 
   app.get('/clock/:space/events', async (c) => {
     const answer = await watchClock(
-      { server, ...context.watch },
+      { server, ...context.watch, cut: cutOf(c) },
       c.req.param('space'),
       c.req.header('authorization')
     )
-    if (answer instanceof ReadableStream) {
-      return c.body(answer, 200, {
-        'content-type': 'text/event-stream',
-        'cache-control': 'no-store',
-        // Proxies would keep events until they have enough of them.
-        'x-accel-buffering': 'no',
-      })
-    }
-    const { status, name, message } = answer
-    if (status === 401) c.header('www-authenticate', 'UCAN')
-    if (status === 503) c.header('retry-after', `${RETRY_AFTER}`)
-    return c.json(problem(name, message), status)
+    return streamOrRefusal(c, answer)
+  })
+
+  app.get('/backup/:space/events', async (c) => {
+    const answer = await watchRuns(
+      { server, ...context.watch, cut: cutOf(c) },
+      c.req.param('space'),
+      c.req.header('authorization')
+    )
+    return streamOrRefusal(c, answer)
   })
 
   app.get('/receipt/:task', async (c) => {
@@ -176,6 +181,30 @@ export function createApp(context: AppContext): Hono {
     )
   })
   return app
+}
+
+function streamOrRefusal(
+  c: Context,
+  answer: ReadableStream<Uint8Array> | Refusal
+): Response {
+  if (answer instanceof ReadableStream) {
+    return c.body(answer, 200, {
+      'content-type': 'text/event-stream',
+      'cache-control': 'no-store',
+      // Proxies would keep events until they have enough of them.
+      'x-accel-buffering': 'no',
+    })
+  }
+  const { status, name, message } = answer
+  if (status === 401) c.header('www-authenticate', 'UCAN')
+  if (status === 503) c.header('retry-after', `${RETRY_AFTER}`)
+  return c.json(problem(name, message), status)
+}
+
+/** How to cut the connection that a request came by. */
+function cutOf(c: Context): () => void {
+  const { outgoing } = (c.env as Partial<HttpBindings> | undefined) ?? {}
+  return () => outgoing?.destroy()
 }
 
 function problem(name: string, message: string) {

@@ -493,6 +493,7 @@ describe('HTTP edge', () => {
       server: { request: () => assert.fail() },
       watch: {
         watchers: createWatchers(),
+        feed: { size: 0, follow: () => assert.fail() },
         time: systemTime,
         stopping: new AbortController().signal,
       },
