@@ -204,7 +204,8 @@ function streamOrRefusal(
 /** How to cut the connection that a request came by. */
 function cutOf(c: Context): () => void {
   const { outgoing } = (c.env as Partial<HttpBindings> | undefined) ?? {}
-  return () => outgoing?.destroy()
+  // Without a reset, the system would keep what was not taken yet.
+  return () => outgoing?.socket?.resetAndDestroy()
 }
 
 function problem(name: string, message: string) {

@@ -137,8 +137,8 @@ export function streamText(
     await time.sleep(STALL_TIMEOUT, signal).catch(() => {})
     if (signal.aborted) return
     end()
-    controller.error(new Error('the client does not take what it is sent'))
-    cut?.()
+    if (cut) cut()
+    else controller.error(new Error('nobody takes what is sent'))
   }
   return new ReadableStream<Uint8Array>(
     {
