@@ -5,9 +5,9 @@ export interface ProgressTracker {
   /** Always the same object; its stages are replaced, never changed. */
   readonly progress: Readonly<Progress>
   /** Tells what has changed; another stage ends the one before it. */
-  report(changes: Partial<Omit<Progress, 'stages'>>): void
+  report: (changes: Partial<Omit<Progress, 'stages'>>) => void
   /** Ends the stage there is: the run is over, whatever came of it. */
-  end(): void
+  end: () => void
   /** The same reader, but what it reads is counted. */
   counting(accounts: AccountReader): AccountReader
 }

@@ -6,6 +6,7 @@ import type { CreateSha256 } from '../backup/sha256.ts'
 import type { RhythmLimits } from '../scheduler/index.ts'
 import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
 import type { Stores } from '../stores/index.ts'
+import type { Metrics } from './metrics.ts'
 import type { Provisioning } from './provisioning.ts'
 import type { Rates } from './rates.ts'
 import type { Revocations } from './revocations.ts'
@@ -26,6 +27,7 @@ export interface ServiceContext {
   runner: Pick<Runner, 'kick'>
   time: Time
   logger: Logger
+  metrics?: Pick<Metrics, 'invoked'>
   /** How often schedules may be due. */
   rhythmLimits: RhythmLimits
   /** Schedules that one Space may have. */

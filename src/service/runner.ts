@@ -81,6 +81,8 @@ export interface RunnerContext extends PipelineContext {
 
 /** Works off queued runs. */
 export interface Runner {
+  /** Number of runs that this process works on. */
+  readonly active: number
   /** Tells that there may be something to do. */
   kick(): void
   /**
@@ -353,6 +355,9 @@ export function startRunner(context: RunnerContext): Runner {
   }
 
   return {
+    get active() {
+      return active.size
+    },
     kick,
     async drain(timeout) {
       stopping.abort()

@@ -18,6 +18,7 @@ import { createProvisioning } from '../../src/service/provisioning.ts'
 import { createRates } from '../../src/service/rates.ts'
 import { createRevocations } from '../../src/service/revocations.ts'
 import { createServer } from '../../src/service/server.ts'
+import { createHealth } from '../../src/service/health.ts'
 import { createRunFeed } from '../../src/service/run-feed.ts'
 import { createWatchers } from '../../src/service/watchers.ts'
 import { openStores } from '../../src/stores/index.ts'
@@ -143,6 +144,7 @@ describe('fuzzed requests', () => {
         stopping: new AbortController().signal,
       },
       isDraining: () => false,
+      health: createHealth({ time, logger }),
     })
   })
 

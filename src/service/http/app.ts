@@ -1,17 +1,21 @@
 import type { HttpBindings } from '@hono/node-server'
 import { Hono, type Context } from 'hono'
 import { cors } from 'hono/cors'
+import { matchedRoutes } from 'hono/route'
 import { CID } from 'multiformats/cid'
 import type { Logger } from 'pino'
 import { ABILITIES } from '../../capabilities/index.ts'
 import type { ServiceInfo } from '../../client/index.ts'
 import type { Stores } from '../../stores/index.ts'
 import { InvalidBodyError } from '../errors.ts'
+import type { Health } from '../health.ts'
+import type { Metrics } from '../metrics.ts'
 import type { RunFeed } from '../run-feed.ts'
 import type { InvocationServer } from '../server.ts'
 import type { Watchers } from '../watchers.ts'
 import type { Refusal, StreamContext } from './event-stream.ts'
 import { BodyTooLargeError, readBody } from './read-body.ts'
+import { createHealthApp } from './operators.ts'
 import { verifyBlocks } from './verify-blocks.ts'
 import { watchClock } from './watch.ts'
 import { watchRuns } from './watch-runs.ts'
@@ -35,6 +39,8 @@ export interface AppContext {
   }
   /** Whether the service takes no more work. */
   isDraining: () => boolean
+  health: Health
+  metrics?: Pick<Metrics, 'requested'>
 }
 
 /** The HTTP edge of the service. */
@@ -45,15 +51,16 @@ export function createApp(context: AppContext): Hono {
   app.use(async (c, next) => {
     const started = performance.now()
     await next()
-    logger.debug(
-      {
-        method: c.req.method,
-        path: c.req.path,
-        status: c.res.status,
-        ms: Math.round(performance.now() - started),
-      },
-      'request'
-    )
+    const { method, path } = c.req
+    const { status } = c.res
+    const ms = performance.now() - started
+    logger.debug({ method, path, status, ms: Math.round(ms) }, 'request')
+    context.metrics?.requested({
+      method,
+      route: routeOf(c),
+      status,
+      seconds: ms / 1000,
+    })
   })
   app.use(
     cors({
@@ -161,6 +168,8 @@ export function createApp(context: AppContext): Hono {
     return c.json({ status: 'ok' })
   })
 
+  app.route('/', createHealthApp(context.health))
+
   app.notFound((c) =>
     c.json(problem('NotFound', `there is nothing at ${c.req.path}`), 404)
   )
@@ -199,6 +208,12 @@ function streamOrRefusal(
   if (status === 401) c.header('www-authenticate', 'UCAN')
   if (status === 503) c.header('retry-after', `${RETRY_AFTER}`)
   return c.json(problem(name, message), status)
+}
+
+/** The pattern of the path: of paths there are as many as clients want. */
+function routeOf(c: Context): string {
+  const route = matchedRoutes(c).findLast(({ method }) => method !== 'ALL')
+  return route?.path ?? 'none'
 }
 
 /** How to cut the connection that a request came by. */
