@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import pino from 'pino'
 import { createMetrics, type Metrics } from '../../src/service/metrics.ts'
 import type { RunReport } from '../../src/service/run-report.ts'
+import { samplesIn } from './samples.ts'
 import type { ScheduleFigures, Stores } from '../../src/stores/index.ts'
 
 const NOW = 1_742_140_800_000
@@ -184,31 +185,3 @@ describe('metrics', () => {
     assert.ok((await read()).get(name)! > 1_000_000)
   })
 })
-
-/** Reads the text format, all of which must be as it is specified. */
-export function samplesIn(text: string): Map<string, number> {
-  const samples = new Map<string, number>()
-  const types = new Map<string, string>()
-  assert.ok(text.endsWith('\n'))
-  for (const line of text.trimEnd().split('\n')) {
-    if (line === '') continue
-    const [, name, type] = /^# TYPE (\w+) (\w+)$/.exec(line) ?? []
-    if (name && type) types.set(name, type)
-    if (line.startsWith('# ')) {
-      assert.match(line, /^# (TYPE \w+ (counter|gauge|histogram)|HELP \w+ .+)$/)
-      continue
-    }
-    const [, series, base, labels = '', value] =
-      /^(([a-z_]\w*)(\{.*\})?) (\S+)$/.exec(line) ?? []
-    assert.ok(series && base && value !== undefined, line)
-    assert.match(labels, /^$|^\{\w+="[^"\\\n]*"(,\w+="[^"\\\n]*")*\}$/)
-    const type =
-      types.get(base) ?? types.get(base.replace(/_(bucket|sum|count)$/, ''))
-    assert.ok(type, `${base} has no type`)
-    if (type === 'counter') assert.match(base, /_total$/)
-    assert.ok(!Number.isNaN(Number(value.replace('+Inf', 'Infinity'))), line)
-    assert.ok(!samples.has(series), `${series} is there twice`)
-    samples.set(series, Number(value))
-  }
-  return samples
-}
