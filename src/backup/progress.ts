@@ -9,7 +9,7 @@ export interface ProgressTracker {
   /** Ends the stage there is: the run is over, whatever came of it. */
   end: () => void
   /** The same reader, but what it reads is counted. */
-  counting(accounts: AccountReader): AccountReader
+  counting: (accounts: AccountReader) => AccountReader
 }
 
 /**

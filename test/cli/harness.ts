@@ -108,7 +108,7 @@ function parse(text: string): Json {
   const lines = text.trimEnd().split('\n')
   return lines.length === 1
     ? JSON.parse(text)
-    : lines.map((line) => JSON.parse(line) as Json)
+    : lines.map((line) => JSON.parse(line))
 }
 
 function collect(onText?: (text: string) => void) {

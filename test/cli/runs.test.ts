@@ -173,7 +173,7 @@ describe('runs on the command line', () => {
     })
 
     it('with a bar in a terminal, that goes away', async () => {
-      const id = 'bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy'
+      const id = 'bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku'
       const now = Date.now()
       await stores.runs.create({
         id,

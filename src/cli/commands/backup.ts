@@ -359,7 +359,7 @@ function createVerifyCommand(backup: Command, context: CommandContext): void {
   )
 }
 
-function describeOutcome(outcome: Outcome | Protocol.RunOutcome): string {
+function describeOutcome(outcome: Protocol.RunOutcome): string {
   if (outcome.kind === 'unchanged') {
     return `nothing is new since the backup of ${outcome.timestamp}`
   }
