@@ -11,6 +11,9 @@ const MAX_EVENT_LENGTH = 64 * 1024
 /** Milliseconds of silence after which a connection is taken for dead. */
 const SILENCE = 60_000
 
+/** Milliseconds after which an answer that breaks off was a good one. */
+const STEADY = 10_000
+
 /** The service does not tell, or not any more. */
 export class WatchRefusedError extends Error {
   override readonly name = 'WatchRefusedError'
@@ -75,14 +78,18 @@ export async function* watchEvents(
   }: WatchOptions
 ): AsyncGenerator<ServiceEvent, void> {
   let failures = 0
-  for (let first = true; ; first = false) {
+  /** Whether the service has answered ever. */
+  let told = false
+  for (;;) {
     const expiration = Math.floor(Date.now() / 1000) + lifetime
     const invocation = invoke({ expiration, nonce: crypto.randomUUID() })
     try {
+      const begun = Date.now()
       const body = await connectTo(new URL(path, url), invocation, {
         fetch,
         signal,
       })
+      told = true
       for await (const event of eventsIn(body)) {
         failures = 0
         if (event.name !== 'end') {
@@ -90,13 +97,19 @@ export async function* watchEvents(
           continue
         }
         // It was only this invocation that ended.
-        if (reconnect && Date.now() >= expiration * 1000) break
-        throw refused(event.data)
+        if (!reconnect || Date.now() < expiration * 1000) {
+          throw refused(event.data)
+        }
       }
       if (!reconnect) return
+      if (Date.now() - begun >= STEADY) failures = 0
+      throw new ServiceUnreachableError(
+        `${url.href} breaks off what it tells; try again later`
+      )
     } catch (error) {
       signal?.throwIfAborted()
-      if (first || !reconnect || error instanceof WatchRefusedError) throw error
+      if (!reconnect || error instanceof WatchRefusedError) throw error
+      if (!told) throw error
       const { status = 0 } = error as ServiceUnreachableError
       if (status >= 400 && status < 500) {
         throw new WatchRefusedError((error as Error).message, { cause: error })

@@ -37,12 +37,12 @@ export async function* watch(
   let last: string | undefined
   for await (const { name, data } of events) {
     if (name !== 'head') continue
-    const { head } = Object(data) as { head?: string[] }
+    const { head } = Object(data) as { head: string[] }
     const text = JSON.stringify(head)
     // Told again after the answer broke off.
     if (text === last) continue
     last = text
-    yield readHead(head ?? [])
+    yield readHead(head)
   }
 }
 
