@@ -205,7 +205,11 @@ export function startRunner(context: RunnerContext): Runner {
         now: finished,
       })
       if (!kept) throw new LeaseLostError('another process has it')
-      const report = reportOf({ ...run, finished }, result, progress)
+      const report = reportOf(
+        { ...run, finished },
+        result,
+        progress ?? (run.progress as Progress | undefined)
+      )
       log.info(report, 'run ended')
       context.onEnded?.(report)
     } catch (error) {

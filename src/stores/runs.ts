@@ -68,17 +68,17 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
       const query = db.selectFrom('runs').select(WATCHED)
       // One question for each index, so that it is used.
       const [named, unfinished, recent] = await Promise.all([
-        runs.length > 0 ? query.where('id', 'in', runs).execute() : [],
+        runs.length > 0 ? query.where('id', 'in', padded(runs)).execute() : [],
         spaces.length > 0
           ? query
               .where(active)
-              .where('space', 'in', spaces)
+              .where('space', 'in', padded(spaces))
               .limit(limit)
               .execute()
           : [],
         spaces.length > 0
           ? query
-              .where('space', 'in', spaces)
+              .where('space', 'in', padded(spaces))
               .where('created', '>=', since)
               .orderBy('created', 'desc')
               .limit(limit)
@@ -205,6 +205,15 @@ async function readActiveRun(
     .where(active)
     .executeTakeFirst()
   return row && toRun(row)
+}
+
+/**
+ * Repeats the last item until there is a power of two of them: of the lengths
+ * of lists there are few, and so are the statements that a server prepares.
+ */
+function padded(items: string[]): string[] {
+  const length = 2 ** Math.ceil(Math.log2(items.length))
+  return Array.from({ length }, (_, at) => items[at] ?? items.at(-1)!)
 }
 
 /** @returns whether the run is running and the owner's */

@@ -192,17 +192,21 @@ export function createApp(context: AppContext): Hono {
   return app
 }
 
-function streamOrRefusal(
+async function streamOrRefusal(
   c: Context,
   answer: ReadableStream<Uint8Array> | Refusal
-): Response {
+): Promise<Response> {
   if (answer instanceof ReadableStream) {
-    return c.body(answer, 200, {
+    const headers = {
       'content-type': 'text/event-stream',
       'cache-control': 'no-store',
       // Proxies would keep events until they have enough of them.
       'x-accel-buffering': 'no',
-    })
+    }
+    if (c.req.method !== 'HEAD') return c.body(answer, 200, headers)
+    // Nobody would read it, nor tell that it is not wanted.
+    await answer.cancel()
+    return c.body(null, 200, headers)
   }
   const { status, name, message } = answer
   if (status === 401) c.header('www-authenticate', 'UCAN')

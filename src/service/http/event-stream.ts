@@ -142,6 +142,8 @@ export function streamText(
   }
   return new ReadableStream<Uint8Array>(
     {
+      // It may be that nobody ever reads it.
+      start: (controller) => void awaitTaken(controller),
       async pull(controller) {
         taken.abort()
         try {

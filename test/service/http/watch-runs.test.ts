@@ -322,6 +322,22 @@ describe('following runs', () => {
     for (const runs of [later, ...all]) await runs.return()
   })
 
+  it('keeps no place for who asks for the head alone', async () => {
+    const id = await create()
+    const authorization = await header({})
+    for (let i = 0; i < 25; i++) {
+      const response = await fetch(
+        new URL(`/backup/${space.did()}/events`, service.url),
+        { method: 'HEAD', headers: { authorization } }
+      )
+      assert.equal(response.status, 200)
+      assert.equal(response.headers.get('content-type'), 'text/event-stream')
+    }
+    const runs = following()
+    assert.deepEqual(await next(runs), [id, 'queued'])
+    await runs.return()
+  })
+
   it('cuts off who takes nothing, and nobody else', async () => {
     const id = await create()
     const slow = request(
