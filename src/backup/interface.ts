@@ -252,7 +252,7 @@ export interface Progress {
   blobsDone: number
   /** Blobs that the host does not have, or does not give. */
   blobsMissing: number
-  /** Blobs that could not be fetched, or were not what their CIDs say. */
+  /** Blobs that are too large, not to be fetched, or not what their CIDs say. */
   blobsFailed: number
   blobBytes: number
   /** Blocks of repository, blobs and metadata that the Space took. */
