@@ -306,12 +306,7 @@ describe('capabilities', () => {
       ['backup/status', { run: TWO }, { run: ONE }, /for run/],
       ['backup/status', {}, { run: ONE }, /for run \w+, not for all/],
       ['backup/status', { limit: 5 }, {}, undefined],
-      [
-        'backup/status',
-        { account: ACCOUNT },
-        { account: ACCOUNT },
-        undefined,
-      ],
+      ['backup/status', { account: ACCOUNT }, { account: ACCOUNT }, undefined],
       ['backup/status', { run: ONE }, { account: ACCOUNT }, /for account/],
       [
         'backup/status',

@@ -1,5 +1,5 @@
 import type { Command } from 'commander'
-import { verifyBackup, type Outcome } from '../../backup/index.ts'
+import { verifyBackup } from '../../backup/index.ts'
 import { signingKeysIn } from '../../atproto/index.ts'
 import type { Backup as Protocol } from '../../capabilities/index.ts'
 import {
