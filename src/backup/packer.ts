@@ -113,6 +113,14 @@ export class Packer {
     }
   }
 
+  /** Waits until the Space and the journal have all that was added. */
+  async flush(): Promise<void> {
+    await this.#flush()
+    await this.#uploads.onIdle()
+    await this.#journalled
+    this.#throwIfFailed()
+  }
+
   /**
    * Waits until no upload is under way, whatever came of it. Those that wait
    * for their turn give up by the signal: cleared from the queue, they would
