@@ -109,7 +109,12 @@ export interface RunStatus {
   attempts: number
   progress?: RunProgress
   outcome?: RunOutcome
-  error?: { name: string; message: string }
+  error?: {
+    name: string
+    message: string
+    /** Seconds from the end of the run until another is worth it. */
+    retryAfter?: number
+  }
 }
 
 export interface RunProgress {

@@ -11,7 +11,7 @@ import type {
   ScheduleSettlement,
   Stores,
 } from '../stores/index.ts'
-import type { Job, JobEngine, NewJob } from './engine/index.ts'
+import type { Job, JobEngine, JobHandler, NewJob } from './engine/index.ts'
 import { JobLostError, RetryLaterError } from './errors.ts'
 import { nextTime } from './next-time.ts'
 
@@ -43,6 +43,9 @@ const ENDING = new Set([
 
 /** The account is not there for now: its schedule waits, and looks again. */
 const ABSENT = 'AccountUnavailableError'
+
+/** The host is not asked for now: the run is made when it is, and loses nothing. */
+const AWAY = 'HostUnavailableError'
 
 /** How schedules become runs. Times in milliseconds. */
 export interface SchedulerPolicy {
@@ -98,6 +101,11 @@ export interface SchedulerContext {
     account: string,
     signal: AbortSignal
   ) => Promise<string | undefined>
+  /**
+   * @returns hosts that are not asked for now, with the Unix milliseconds from
+   *   which on somebody may try
+   */
+  unavailableHosts: () => Promise<Map<string, number>>
   time: Time
   logger: Logger
   policy: SchedulerPolicy
@@ -123,12 +131,25 @@ export function createScheduler(context: SchedulerContext): Scheduler {
   const stopping = new AbortController()
   let sweeping: Promise<void> | undefined
 
+  /** Not all that waited for the same comes at the same time. */
+  const spread = (at: number) => Math.round(at + Math.random() * policy.busy)
+
   /** Claims what is due, and queues its jobs, both or none. */
   const claimDue = async (): Promise<number> => {
     const outstanding = await engine.outstanding()
-    const isFull = (host = UNKNOWN_HOST) =>
-      (outstanding.get(host) ?? 0) >= policy.outstandingPerHost
-    const deferred: Schedule[] = []
+    const away = await context.unavailableHosts()
+    /** @returns Unix milliseconds at which to look again, or nothing if it is due */
+    const later = (host = UNKNOWN_HOST): number | undefined => {
+      const soon = time.now() + policy.busy
+      if ((outstanding.get(host) ?? 0) >= policy.outstandingPerHost) return soon
+      const until = away.get(host)
+      if (until === undefined) return undefined
+      if (until > time.now()) return spread(until)
+      // One goes to see whether the host is back; the others wait for it.
+      away.set(host, soon)
+      return undefined
+    }
+    const deferred: { schedule: Schedule; next: number }[] = []
     const claimed = await stores.schedules.claimDue(
       {
         now: time.now(),
@@ -137,20 +158,24 @@ export function createScheduler(context: SchedulerContext): Scheduler {
         lease: policy.lease,
       },
       async (due, transaction) => {
-        const [waiting, ready] = partition(due, ({ host }) => isFull(host))
-        deferred.push(...waiting)
+        const ready: Schedule[] = []
+        for (const schedule of due) {
+          const next = later(schedule.host)
+          if (next === undefined) ready.push(schedule)
+          else deferred.push({ schedule, next })
+        }
         await engine.enqueue(
           ready.map((schedule) => jobOf(schedule, policy)),
           { transaction }
         )
       }
     )
-    for (const { space, account } of deferred) {
-      const now = time.now()
+    for (const { schedule, next } of deferred) {
+      const { space, account } = schedule
       await stores.schedules.settle(space, account, OWNER, {
         state: 'active',
-        next: now + policy.busy,
-        now,
+        next,
+        now: time.now(),
       })
     }
     if (claimed.length > 0) engine.kick()
@@ -211,6 +236,15 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       return
     }
 
+    const away = schedule.host
+      ? (await context.unavailableHosts()).get(schedule.host)
+      : undefined
+    if (away !== undefined && away > time.now()) {
+      log.debug({ host: schedule.host }, 'the host is not asked for now')
+      await settle({ state: 'active', next: spread(away) })
+      return
+    }
+
     const started = await redeem(context, schedule)
     if (started.error) {
       const { error } = started
@@ -239,6 +273,12 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       log.info({ failure: error, run: run.id }, 'the schedule waits')
       const next = nextTime(schedule, time.now() + policy.absence)
       await settle({ state: 'paused', reason: error, next, lastRun, host })
+      return
+    }
+    if (error?.name === AWAY) {
+      log.info({ failure: error, run: run.id }, 'the run waits for the host')
+      const back = time.now() + (error.retryAfter ?? 0) * 1000
+      await settle({ state: 'active', next: spread(back), lastRun, host })
       return
     }
     const next = nextTime(schedule, time.now())
@@ -290,8 +330,27 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     },
 
     work({ concurrency }) {
+      // A host whose runs take long leaves room for those of others.
+      const room = Math.max(1, concurrency - 1)
+      const active = new Map<string, number>()
+      const performInRoom: JobHandler = async (job, { signal }) => {
+        const host = job.slot.slice(0, job.slot.lastIndexOf('/'))
+        const others = active.get(host) ?? 0
+        if (others >= room) {
+          throw new RetryLaterError(`${host} has enough runs here for now`, {
+            at: spread(time.now()),
+          })
+        }
+        active.set(host, others + 1)
+        try {
+          await perform(job, signal)
+        } finally {
+          active.set(host, (active.get(host) ?? 1) - 1)
+          if (active.get(host) === 0) active.delete(host)
+        }
+      }
       engine.work(
-        { [KIND]: (job, { signal }) => perform(job, signal) },
+        { [KIND]: performInRoom },
         {
           concurrency,
           retryPolicy: (error, attempt) =>
@@ -370,13 +429,6 @@ function jobOf(
 
 /** Hosts of accounts that were never backed up share their slots. */
 const UNKNOWN_HOST = '-'
-
-function partition<T>(items: T[], isFirst: (item: T) => boolean): [T[], T[]] {
-  const { first = [], second = [] } = Object.groupBy(items, (item) =>
-    isFirst(item) ? 'first' : 'second'
-  )
-  return [first, second]
-}
 
 function lastRunOf(run: Run, now: number): LastRun {
   const { kind } = (run.outcome ?? {}) as { kind?: LastRun['outcome'] }

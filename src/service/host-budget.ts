@@ -38,11 +38,18 @@ export interface HostBudget {
   take(host: string): Promise<number>
   /** @returns requests that this process knows to be left now, if it knows */
   remaining(host: string): number | undefined
+  /**
+   * @returns hosts for which this process knows that there is nothing left, with
+   *   the Unix milliseconds from which on there is
+   */
+  spent(): Map<string, number>
 }
 
 interface Share {
   /** Requests that this process has taken out and not made. */
   left: number
+  /** Whether it wanted more than there were. */
+  isSpent: boolean
   /** Requests that were left to all when it did. */
   remaining: number
   /** Unix milliseconds from which on there is a new budget. */
@@ -60,7 +67,11 @@ export function createHostBudget({
   database,
 }: HostBudgetOptions): HostBudget {
   if (rate === 0) {
-    return { take: () => Promise.resolve(0), remaining: () => undefined }
+    return {
+      take: () => Promise.resolve(0),
+      remaining: () => undefined,
+      spent: () => new Map(),
+    }
   }
   const duration = rate < 60 ? LONG_PERIOD : PERIOD
   const points = Math.floor((rate * duration) / 60)
@@ -76,6 +87,7 @@ export function createHostBudget({
         batch
       )
       share.left = batch
+      share.isSpent = false
       share.remaining = remainingPoints
       share.until = Date.now() + msBeforeNext
       return 0
@@ -83,6 +95,7 @@ export function createHostBudget({
       if (refused instanceof Error) throw refused
       const { msBeforeNext } = refused as RateLimiterRes
       share.left = 0
+      share.isSpent = true
       share.remaining = 0
       share.until = Date.now() + msBeforeNext
       return Math.max(1, msBeforeNext)
@@ -102,8 +115,10 @@ export function createHostBudget({
     async take(host) {
       if (shares.size >= MAX_SHARES) forgetOld()
       let share = shares.get(host)
-      if (!share)
-        shares.set(host, (share = { left: 0, remaining: 0, until: 0 }))
+      if (!share) {
+        share = { left: 0, isSpent: false, remaining: 0, until: 0 }
+        shares.set(host, share)
+      }
       for (;;) {
         // What was taken out of an earlier budget was meant for that time.
         if (share.until <= Date.now()) share.left = 0
@@ -120,6 +135,15 @@ export function createHostBudget({
       const share = shares.get(host)
       if (!share || share.until <= Date.now()) return points
       return share.left + share.remaining
+    },
+
+    spent() {
+      const now = Date.now()
+      return new Map(
+        [...shares]
+          .filter(([, { isSpent, until }]) => isSpent && until > now)
+          .map(([host, { until }]) => [host, until])
+      )
     },
   }
 }

@@ -63,8 +63,9 @@ export interface HostSnapshot {
 /** Keeps what hosts of accounts can ask of those who visit them. */
 export interface Hosts extends HostGate {
   /**
-   * @returns hosts that are left alone, with the Unix milliseconds from which
-   *   on somebody may try; these may be past when nobody has
+   * @returns hosts that are left alone or that nobody here may ask any more for
+   *   now, with the Unix milliseconds from which on somebody may try; these may
+   *   be past when nobody has
    */
   unavailable(): Promise<Map<string, number>>
 
@@ -77,6 +78,7 @@ interface Host {
   trouble: HostTrouble | undefined
   /** Unix milliseconds at which the trouble was looked up. */
   looked: number
+  looking?: Promise<void> | undefined
   /** The last account for which the host said that it failed. */
   faulted?: string | undefined
 }
@@ -143,12 +145,22 @@ export function createHosts({
     return trouble
   }
 
+  const lookUp = async (name: string, host: Host): Promise<void> => {
+    const { looked } = host
+    const trouble = await store.get(name)
+    // What this process has decided meanwhile is newer.
+    if (host.looked === looked) {
+      Object.assign(host, { trouble, looked: time.now() })
+    }
+  }
+
   /** @throws {@link HostUnavailableError} when the host is left alone */
   const look = async (name: string): Promise<void> => {
     const host = hostOf(name)
     if (time.now() - host.looked >= policy.refresh) {
-      host.trouble = await store.get(name)
-      host.looked = time.now()
+      await (host.looking ??= lookUp(name, host).finally(() => {
+        host.looking = undefined
+      }))
     }
     const { trouble } = host
     const admission = circuitAt(time.now(), policy).admit(trouble)
@@ -272,7 +284,10 @@ export function createHosts({
 
     async unavailable() {
       const closed = await store.closed()
-      return new Map([...closed].map(([host, { until }]) => [host, until]))
+      return new Map([
+        ...budget.spent(),
+        ...[...closed].map(([host, { until }]) => [host, until] as const),
+      ])
     },
 
     snapshot() {

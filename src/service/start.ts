@@ -8,6 +8,8 @@ import {
   createAccountReader,
   createIdentityResolver,
   createSafeFetch,
+  type HostGate,
+  type SafeFetchOptions,
 } from '../atproto/index.ts'
 import { DEFAULT_LIMITS, type Time } from '../backup/index.ts'
 import type { Service } from '../capabilities/index.ts'
@@ -42,6 +44,8 @@ import type { PipelineContext } from './context.ts'
 import { DataFolderError } from './errors.ts'
 import { createApp } from './http/app.ts'
 import { listen, type Handle } from './http/listen.ts'
+import { createHostBudget } from './host-budget.ts'
+import { createHosts, HOST_POLICY, type HostPolicy } from './hosts.ts'
 import { createLogger } from './logger.ts'
 import { createProvisioning } from './provisioning.ts'
 import { createRates } from './rates.ts'
@@ -75,6 +79,9 @@ export interface ServiceOptions {
   time?: Time
   policy?: RunnerPolicy
   schedulerPolicy?: SchedulerPolicy
+  hostPolicy?: HostPolicy
+  /** How large answers of hosts may be, and how long they may take. */
+  fetchLimits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Size of the CARs that are put into Spaces, in bytes. */
   shardSize?: number
 }
@@ -92,6 +99,8 @@ export async function startService(
     time = systemTime,
     policy = RUNNER_POLICY,
     schedulerPolicy = SCHEDULER_POLICY,
+    hostPolicy = HOST_POLICY,
+    fetchLimits = {},
     shardSize = DEFAULT_LIMITS.shardSize,
   }: ServiceOptions = {}
 ): Promise<RunningService> {
@@ -165,7 +174,25 @@ export async function startService(
   const server = await createServer(context)
   const channel = server as unknown as Channel<Service>
   const connection = () => connect({ id, codec: CAR.outbound, channel })
-  const pipeline = createPipeline(config, { logger, shardSize })
+  const hosts = createHosts({
+    store: stores.hosts,
+    budget: createHostBudget({
+      rate: config.hostRate,
+      ...(config.databaseUrl === undefined
+        ? {}
+        : { database: stores.database }),
+    }),
+    waiting: Math.max(1, Math.floor(config.concurrentRuns / 2)),
+    time,
+    logger,
+    policy: hostPolicy,
+  })
+  const pipeline = createPipeline(config, {
+    logger,
+    shardSize,
+    fetchLimits,
+    gate: hosts,
+  })
   const has = (role: ServiceConfig['role']) =>
     config.role === 'all' || config.role === role
   const runner = has('worker')
@@ -187,6 +214,7 @@ export async function startService(
           connection,
           decodeDelegations,
           findHost: createHostFinder(pipeline, logger),
+          unavailableHosts: () => hosts.unavailable(),
           policy: schedulerPolicy,
         })
       : undefined
@@ -266,7 +294,14 @@ async function makeDataFolder(path: string): Promise<void> {
 /** What runs need of the world. */
 function createPipeline(
   config: ServiceConfig,
-  { logger, shardSize }: { logger: Logger; shardSize: number }
+  {
+    logger,
+    shardSize,
+    fetchLimits,
+    gate,
+  }: Required<Pick<ServiceOptions, 'logger' | 'shardSize' | 'fetchLimits'>> & {
+    gate: HostGate
+  }
 ): PipelineContext {
   const { allowPrivateNetwork, handleResolverUrl } = config
   if (allowPrivateNetwork) {
@@ -274,7 +309,7 @@ function createPipeline(
       'private and loopback addresses are allowed: only for local networks'
     )
   }
-  const safeFetch = createSafeFetch({ allowPrivateNetwork })
+  const safeFetch = createSafeFetch({ ...fetchLimits, allowPrivateNetwork })
   return {
     identities: createIdentityResolver({
       plcUrl: config.plcUrl,
@@ -283,7 +318,7 @@ function createPipeline(
       ...(handleResolverUrl ? { handleResolverUrl } : {}),
       onWarning: (warning) => logger.warn({ err: warning }, 'identity'),
     }),
-    accounts: createAccountReader({ fetch: safeFetch }),
+    accounts: createAccountReader({ fetch: safeFetch, gate }),
     uploadService: {
       url: config.uploadServiceUrl,
       did: config.uploadServiceDid,

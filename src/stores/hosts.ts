@@ -31,6 +31,7 @@ export function createHostStore(db: Kysely<Tables>): HostStore {
 
     async forget(before) {
       await db.deleteFrom('hosts').where('until', '<', before).execute()
+      await db.deleteFrom('host_budgets').where('expire', '<', before).execute()
     },
   }
 }
