@@ -93,12 +93,15 @@ export function createHostBudget({
       return 0
     } catch (refused) {
       if (refused instanceof Error) throw refused
-      const { msBeforeNext } = refused as RateLimiterRes
-      share.left = 0
-      share.isSpent = true
-      share.remaining = 0
+      const { consumedPoints, msBeforeNext } = refused as RateLimiterRes
       share.until = Date.now() + msBeforeNext
-      return Math.max(1, msBeforeNext)
+      share.remaining = 0
+      // Who asks for more than there is left gets that: it is counted as taken.
+      // Nothing is told of those that come later.
+      const before = consumedPoints > 0 ? consumedPoints - batch : points
+      share.left = Math.max(0, points - before)
+      share.isSpent = share.left === 0
+      return share.isSpent ? Math.max(1, msBeforeNext) : 0
     } finally {
       share.refill = undefined
     }
@@ -159,11 +162,11 @@ function createLimiter({
   duration: number
   database: Kysely<Tables> | undefined
 }): RateLimiterAbstract {
-  // Until there are more, nobody asks the store whether there are.
   const options = { ...rate, keyPrefix: '' }
   if (!database) return new RateLimiterMemory(options)
   return new RateLimiterPostgres({
     ...options,
+    // Until there are more, the database is not asked whether there are.
     inMemoryBlockOnConsumed: rate.points + 1,
     storeType: 'pool',
     storeClient: {
