@@ -7,9 +7,7 @@ import {
 } from 'rate-limiter-flexible'
 import type { Tables } from '../stores/index.ts'
 
-/** Seconds that requests are counted over: short, so that nobody waits long. */
-const PERIOD = 15
-/** The same for a rate so small that there is less than one in that time. */
+/** Seconds that a rate so small is counted over that there is less than one in a period. */
 const LONG_PERIOD = 60
 
 /**
@@ -24,6 +22,8 @@ const SHARES = 10
 export interface HostBudgetOptions {
   /** Requests a minute to one host; 0 for any number. */
   rate: number
+  /** Seconds that they are counted over: short, so that nobody waits long. */
+  period: number
   /** PostgreSQL that all processes share; left out, this one has it all. */
   database?: Kysely<Tables>
 }
@@ -64,6 +64,7 @@ interface Share {
  */
 export function createHostBudget({
   rate,
+  period,
   database,
 }: HostBudgetOptions): HostBudget {
   if (rate === 0) {
@@ -73,7 +74,7 @@ export function createHostBudget({
       spent: () => new Map(),
     }
   }
-  const duration = rate < 60 ? LONG_PERIOD : PERIOD
+  const duration = rate < 60 ? LONG_PERIOD : period
   const points = Math.floor((rate * duration) / 60)
   const batch = Math.max(1, Math.min(BATCH, Math.floor(points / SHARES)))
   const limiter = createLimiter({ points, duration, database })

@@ -18,6 +18,8 @@ import type { HostBudget } from './host-budget.ts'
 
 /** How this process treats hosts. Times in milliseconds. */
 export interface HostPolicy extends CircuitPolicy {
+  /** What the requests to one host are counted over; whole seconds. */
+  period: number
   /** Requests to one host at the same time. */
   concurrency: number
   /** After so long at most it is seen what other processes learnt of a host. */
@@ -28,6 +30,7 @@ export interface HostPolicy extends CircuitPolicy {
 
 export const HOST_POLICY: HostPolicy = {
   ...CIRCUIT_POLICY,
+  period: 15_000,
   concurrency: 16,
   refresh: 1_000,
   patience: 60_000,

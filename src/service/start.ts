@@ -178,6 +178,7 @@ export async function startService(
     store: stores.hosts,
     budget: createHostBudget({
       rate: config.hostRate,
+      period: hostPolicy.period / 1000,
       ...(config.databaseUrl === undefined
         ? {}
         : { database: stores.database }),

@@ -30,6 +30,8 @@ export type {
   StoredBlob,
 } from './storacha.ts'
 export type { Faults } from './faults.ts'
+export { startUnwellHost } from './unwell-host.ts'
+export type { Ailment, Asked, UnwellHost } from './unwell-host.ts'
 
 export interface NetworkOptions {
   plc?: PlcOptions

@@ -22,7 +22,7 @@ describe('budget of a host', () => {
   }
 
   it('has so many requests in a time, and then again', async () => {
-    const budget = createHostBudget({ rate: 480 })
+    const budget = createHostBudget({ rate: 480, period: 15 })
     assert.deepEqual(await spend(budget), { made: 120, wait: 15_000 })
     mock.timers.tick(14_999)
     assert.deepEqual(await spend(budget), { made: 0, wait: 1 })
@@ -31,13 +31,13 @@ describe('budget of a host', () => {
   })
 
   it('is one for each host', async () => {
-    const budget = createHostBudget({ rate: 480 })
+    const budget = createHostBudget({ rate: 480, period: 15 })
     await spend(budget)
     assert.equal((await spend(budget, 'b.example')).made, 120)
   })
 
   it('stays below what hosts permit, in any five minutes', async () => {
-    const budget = createHostBudget({ rate: 480 })
+    const budget = createHostBudget({ rate: 480, period: 15 })
     const requests: number[] = []
     // As fast as possible, and with a break when it hurts most.
     for (let second = 0; second < 1_200; second++) {
@@ -58,14 +58,14 @@ describe('budget of a host', () => {
   })
 
   it('does not give out later what was not used in its time', async () => {
-    const budget = createHostBudget({ rate: 480 })
+    const budget = createHostBudget({ rate: 480, period: 15 })
     assert.equal(await budget.take(host), 0)
     mock.timers.tick(15_000)
     assert.equal((await spend(budget)).made, 120)
   })
 
   it('shares what there is among many at the same time', async () => {
-    const budget = createHostBudget({ rate: 480 })
+    const budget = createHostBudget({ rate: 480, period: 15 })
     const waits = await Promise.all(
       Array.from({ length: 500 }, () => budget.take(host))
     )
@@ -74,7 +74,7 @@ describe('budget of a host', () => {
 
   it('may be very small', async () => {
     for (const rate of [1, 2, 7, 59, 60]) {
-      const budget = createHostBudget({ rate })
+      const budget = createHostBudget({ rate, period: 15 })
       let made = 0
       for (let second = 0; second < 60; second++) {
         made += (await spend(budget)).made
@@ -85,13 +85,13 @@ describe('budget of a host', () => {
   })
 
   it('may be left open', async () => {
-    const budget = createHostBudget({ rate: 0 })
+    const budget = createHostBudget({ rate: 0, period: 15 })
     for (let i = 0; i < 5_000; i++) assert.equal(await budget.take(host), 0)
     assert.equal(budget.remaining(host), undefined)
   })
 
   it('tells what is left, and where nothing is', async () => {
-    const budget = createHostBudget({ rate: 480 })
+    const budget = createHostBudget({ rate: 480, period: 15 })
     assert.equal(budget.remaining(host), 120)
     await budget.take(host)
     assert.equal(budget.remaining(host), 119)
