@@ -11,7 +11,7 @@ import type {
   ScheduleSettlement,
   Stores,
 } from '../stores/index.ts'
-import type { Job, JobEngine, JobHandler, NewJob } from './engine/index.ts'
+import type { Job, JobEngine, NewJob } from './engine/index.ts'
 import { JobLostError, RetryLaterError } from './errors.ts'
 import { nextTime } from './next-time.ts'
 
@@ -129,6 +129,10 @@ export interface Scheduler {
 export function createScheduler(context: SchedulerContext): Scheduler {
   const { stores, engine, time, logger, policy } = context
   const stopping = new AbortController()
+  /** Runs that go on in this process, by host. */
+  const active = new Map<string, number>()
+  /** The most of them that one host has. */
+  let room = 1
   let sweeping: Promise<void> | undefined
 
   /** Not all that waited for the same comes at the same time. */
@@ -207,6 +211,29 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     }
   }
 
+  /**
+   * Counts a run of a host: one whose runs take long leaves room here for those
+   * of others.
+   *
+   * @throws {@link RetryLaterError} when the host has enough
+   */
+  const takePlace = (host = UNKNOWN_HOST): Disposable => {
+    const others = active.get(host) ?? 0
+    if (others >= room) {
+      throw new RetryLaterError(`${host} has enough runs here for now`, {
+        at: spread(time.now()),
+      })
+    }
+    active.set(host, others + 1)
+    return {
+      [Symbol.dispose]() {
+        const left = (active.get(host) ?? 1) - 1
+        if (left > 0) active.set(host, left)
+        else active.delete(host)
+      },
+    }
+  }
+
   /** Does what a schedule is for, and says when it is due again. */
   const perform = async (
     { data, attempt }: Pick<Job, 'data' | 'attempt'>,
@@ -236,14 +263,14 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       return
     }
 
-    const away = schedule.host
-      ? (await context.unavailableHosts()).get(schedule.host)
-      : undefined
+    const before = schedule.host ?? (await context.findHost(account, signal))
+    const away = (await context.unavailableHosts()).get(before ?? UNKNOWN_HOST)
     if (away !== undefined && away > time.now()) {
-      log.debug({ host: schedule.host }, 'the host is not asked for now')
-      await settle({ state: 'active', next: spread(away) })
+      log.debug({ host: before }, 'the host is not asked for now')
+      await settle({ state: 'active', next: spread(away), host: before })
       return
     }
+    using _place = takePlace(before)
 
     const started = await redeem(context, schedule)
     if (started.error) {
@@ -330,27 +357,9 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     },
 
     work({ concurrency }) {
-      // A host whose runs take long leaves room for those of others.
-      const room = Math.max(1, concurrency - 1)
-      const active = new Map<string, number>()
-      const performInRoom: JobHandler = async (job, { signal }) => {
-        const host = job.slot.slice(0, job.slot.lastIndexOf('/'))
-        const others = active.get(host) ?? 0
-        if (others >= room) {
-          throw new RetryLaterError(`${host} has enough runs here for now`, {
-            at: spread(time.now()),
-          })
-        }
-        active.set(host, others + 1)
-        try {
-          await perform(job, signal)
-        } finally {
-          active.set(host, (active.get(host) ?? 1) - 1)
-          if (active.get(host) === 0) active.delete(host)
-        }
-      }
+      room = Math.max(1, concurrency - 1)
       engine.work(
-        { [KIND]: performInRoom },
+        { [KIND]: (job, { signal }) => perform(job, signal) },
         {
           concurrency,
           retryPolicy: (error, attempt) =>

@@ -254,6 +254,41 @@ describe('hosts that are unwell', () => {
     })
   }
 
+  it('leave room for others, however long they take', async () => {
+    await using patient = await startTestService(
+      { minScheduleInterval: '1', concurrentRuns: '2' },
+      network.environment,
+      { ...OPTIONS, fetchLimits: { small: { timeout: 60 * SECOND } } }
+    )
+    unwell.ailment = () => 'hangs'
+    const add = async ({ did }: Member) => {
+      const { error } = await Backup.schedule(
+        config,
+        {
+          account: did,
+          every: 1,
+          delegation: await allow(space, patient.agent, ABILITIES),
+        },
+        patient
+      )
+      assert.equal(error, undefined, error?.message)
+    }
+    for (let i = 0; i < 4; i++) await add(await createAccount(unwell.pds))
+    await until(() => unwell.asked.length > 0)
+    await add(account)
+    await until(async () => {
+      const { ok } = await Backup.schedules(config, {
+        ...patient,
+        nonce: crypto.randomUUID(),
+      })
+      const { lastRun } = ok!.schedules.find(
+        ({ account: did }) => did === account.did
+      )!
+      return lastRun?.outcome === 'unchanged'
+    })
+    assert.equal(unwell.asked.length, 1)
+  })
+
   it('leave nothing out for being unwell in the middle', async () => {
     const blobs = Array.from({ length: 12 }, (_, index) => 1000 + index)
     const bob = await createAccount(unwell.pds, { blobs })
