@@ -71,6 +71,11 @@ export interface SchedulerPolicy {
   absence: number
   /** How long a run waits that the service or the host could not take. */
   busy: number
+  /**
+   * Share, 0 to 1, of the schedules of a host that is not asked for now, that
+   * look all the same whether their account has moved.
+   */
+  moved: number
 }
 
 export const SCHEDULER_POLICY: SchedulerPolicy = {
@@ -85,6 +90,7 @@ export const SCHEDULER_POLICY: SchedulerPolicy = {
   backoff: 60_000,
   absence: 6 * 60 * 60_000,
   busy: 30_000,
+  moved: 0.1,
 }
 
 export interface SchedulerContext {
@@ -101,11 +107,13 @@ export interface SchedulerContext {
     account: string,
     signal: AbortSignal
   ) => Promise<string | undefined>
-  /**
-   * @returns hosts that are not asked for now, with the Unix milliseconds from
-   *   which on somebody may try
-   */
-  unavailableHosts: () => Promise<Map<string, number>>
+  /** Hosts that are not asked for now. */
+  hosts: {
+    /** @returns Unix milliseconds from which on somebody may try, by host */
+    unavailable: () => Promise<Map<string, number>>
+    /** @returns the same for one host, nothing if it may be asked */
+    unavailableUntil: (host: string) => Promise<number | undefined>
+  }
   time: Time
   logger: Logger
   policy: SchedulerPolicy
@@ -141,14 +149,16 @@ export function createScheduler(context: SchedulerContext): Scheduler {
   /** Claims what is due, and queues its jobs, both or none. */
   const claimDue = async (): Promise<number> => {
     const outstanding = await engine.outstanding()
-    const away = await context.unavailableHosts()
+    const away = await context.hosts.unavailable()
     /** @returns Unix milliseconds at which to look again, or nothing if it is due */
     const later = (host = UNKNOWN_HOST): number | undefined => {
       const soon = time.now() + policy.busy
       if ((outstanding.get(host) ?? 0) >= policy.outstandingPerHost) return soon
       const until = away.get(host)
       if (until === undefined) return undefined
-      if (until > time.now()) return spread(until)
+      if (until > time.now()) {
+        return Math.random() < policy.moved ? undefined : spread(until)
+      }
       // One goes to see whether the host is back; the others wait for it.
       away.set(host, soon)
       return undefined
@@ -234,6 +244,22 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     }
   }
 
+  /**
+   * Where an account is. It may have left a host that is away, which may never
+   * come back.
+   */
+  const presentHost = async (
+    { account, host: last }: Schedule,
+    signal: AbortSignal
+  ): Promise<{ host?: string | undefined; away?: number | undefined }> => {
+    const awayOf = (host: string) => context.hosts.unavailableUntil(host)
+    if (last !== undefined && (await awayOf(last)) === undefined) {
+      return { host: last }
+    }
+    const host = (await context.findHost(account, signal)) ?? last
+    return host === undefined ? {} : { host, away: await awayOf(host) }
+  }
+
   /** Does what a schedule is for, and says when it is due again. */
   const perform = async (
     { data, attempt }: Pick<Job, 'data' | 'attempt'>,
@@ -263,14 +289,14 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       return
     }
 
-    const before = schedule.host ?? (await context.findHost(account, signal))
-    const away = (await context.unavailableHosts()).get(before ?? UNKNOWN_HOST)
-    if (away !== undefined && away > time.now()) {
-      log.debug({ host: before }, 'the host is not asked for now')
-      await settle({ state: 'active', next: spread(away), host: before })
+    const present = await presentHost(schedule, signal)
+    if (present.away !== undefined) {
+      log.debug({ host: present.host }, 'the host is not asked for now')
+      const { host, away } = present
+      await settle({ state: 'active', next: spread(away), host })
       return
     }
-    using _place = takePlace(before)
+    using _place = takePlace(present.host)
 
     const started = await redeem(context, schedule)
     if (started.error) {

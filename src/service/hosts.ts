@@ -72,6 +72,12 @@ export interface Hosts extends HostGate {
    */
   unavailable(): Promise<Map<string, number>>
 
+  /**
+   * @returns the Unix milliseconds from which on somebody may try a host that is
+   *   not asked for now, as this process knows; nothing if it may be asked
+   */
+  unavailableUntil(host: string): Promise<number | undefined>
+
   /** @returns the hosts that this process has visited lately */
   snapshot(): HostSnapshot[]
 }
@@ -157,15 +163,20 @@ export function createHosts({
     }
   }
 
-  /** @throws {@link HostUnavailableError} when the host is left alone */
-  const look = async (name: string): Promise<void> => {
+  /** @returns what was known of the host a short time ago at the latest */
+  const recent = async (name: string): Promise<HostTrouble | undefined> => {
     const host = hostOf(name)
     if (time.now() - host.looked >= policy.refresh) {
       await (host.looking ??= lookUp(name, host).finally(() => {
         host.looking = undefined
       }))
     }
-    const { trouble } = host
+    return host.trouble
+  }
+
+  /** @throws {@link HostUnavailableError} when the host is left alone */
+  const look = async (name: string): Promise<void> => {
+    const trouble = await recent(name)
     const admission = circuitAt(time.now(), policy).admit(trouble)
     if (!admission.open) {
       throw unavailable(name, trouble?.kind ?? 'failing', admission.until)
@@ -251,7 +262,11 @@ export function createHosts({
     const now = time.now()
     if (now - forgotten < FORGET.every) return
     forgotten = now
-    await store.forget(now - FORGET.after)
+    try {
+      await store.forget(now - FORGET.after)
+    } catch (error) {
+      logger.warn({ err: error }, 'traces of hosts could not be removed')
+    }
   }
 
   /** What cannot be looked up is as good as a no: nobody goes there blindly. */
@@ -291,6 +306,11 @@ export function createHosts({
         ...budget.spent(),
         ...[...closed].map(([host, { until }]) => [host, until] as const),
       ])
+    },
+
+    async unavailableUntil(name) {
+      const admission = circuitAt(time.now(), policy).admit(await recent(name))
+      return admission.open ? budget.spent().get(name) : admission.until
     },
 
     snapshot() {

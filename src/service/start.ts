@@ -215,7 +215,7 @@ export async function startService(
           connection,
           decodeDelegations,
           findHost: createHostFinder(pipeline, logger),
-          unavailableHosts: () => hosts.unavailable(),
+          hosts,
           policy: schedulerPolicy,
         })
       : undefined

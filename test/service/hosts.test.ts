@@ -103,6 +103,30 @@ describe('hosts', () => {
     )
   })
 
+  it('tell until when a host is not asked', async () => {
+    const spent = new Map<string, number>()
+    const hosts = create({
+      budget: {
+        take: async () => 0,
+        remaining: () => undefined,
+        spent: () => spent,
+      },
+    })
+    assert.equal(await hosts.unavailableUntil(host), undefined)
+    spent.set(host, now + 5 * SECOND)
+    assert.equal(await hosts.unavailableUntil(host), now + 5 * SECOND)
+    assert.deepEqual(await hosts.unavailable(), spent)
+    spent.clear()
+    await (await hosts.enter(requestOf())).limited(60)
+    assert.equal(await hosts.unavailableUntil(host), now + 60 * SECOND)
+    // Another has not heard of the host, and looks.
+    assert.equal(await create().unavailableUntil(host), now + 60 * SECOND)
+    now += 60 * SECOND
+    assert.equal(await hosts.unavailableUntil(host), undefined)
+    // Nobody has tried yet.
+    assert.deepEqual(await hosts.unavailable(), new Map([[host, now]]))
+  })
+
   it('let one find out whether the host is back', async () => {
     const hosts = create()
     await fail(hosts)

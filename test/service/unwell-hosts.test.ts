@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
+import { join } from 'node:path'
 import type { Signer } from '@ucanto/interface'
 import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
 import { Backup, type InvocationConfig } from '../../src/client/index.ts'
 import { SCHEDULER_POLICY } from '../../src/scheduler/index.ts'
 import { HOST_POLICY } from '../../src/service/hosts.ts'
 import { RUNNER_POLICY } from '../../src/service/runner.ts'
+import { openStores } from '../../src/stores/index.ts'
 import {
   seedAccount,
   startNetwork,
@@ -34,6 +36,7 @@ const OPTIONS = {
     poll: 20,
     backoff: 100,
     busy: 100,
+    moved: 0.3,
   },
   hostPolicy: {
     ...HOST_POLICY,
@@ -253,6 +256,32 @@ describe('hosts that are unwell', () => {
       }, 20_000)
     })
   }
+
+  it('do not keep accounts that have moved away', async () => {
+    const { did } = account
+    await schedule(account)
+    const { run } = await lastRun(account)
+    unwell.ailment = () => ({ status: 429, headers: { 'retry-after': '600' } })
+    const bob = await createAccount(unwell.pds)
+    assert.equal((await runNow(bob)).error?.name, 'HostUnavailableError')
+    // As if it had been there the last time.
+    await using stores = await openStores({
+      path: join(service.config.dataFolder, 'service.sqlite'),
+    })
+    await until(async () => {
+      await stores.database
+        .updateTable('schedules')
+        .set({ host: unwell.host, next: Date.now() })
+        .where('account', '=', did)
+        .where('space', '=', space.did())
+        .where('owner', 'is', null)
+        .execute()
+      await new Promise((resolve) => setTimeout(resolve, 200))
+      const { lastRun } = await present(account)
+      return lastRun?.run !== run && lastRun?.outcome === 'unchanged'
+    })
+    assert.equal(unwell.asked.length, 1)
+  })
 
   it('leave room for others, however long they take', async () => {
     await using patient = await startTestService(
