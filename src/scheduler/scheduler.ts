@@ -26,6 +26,7 @@ const OWNER = 'scheduler'
 /** Failures that pass: the run is made again before its next regular time. */
 const PASSING = new Set([
   'HostError',
+  'HostUnavailableError',
   'IdentityUnavailableError',
   'IncompleteRepoError',
   'InternalError',
@@ -43,9 +44,6 @@ const ENDING = new Set([
 
 /** The account is not there for now: its schedule waits, and looks again. */
 const ABSENT = 'AccountUnavailableError'
-
-/** The host is not asked for now: the run is made when it is, and loses nothing. */
-const AWAY = 'HostUnavailableError'
 
 /** How schedules become runs. Times in milliseconds. */
 export interface SchedulerPolicy {
@@ -328,11 +326,17 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       await settle({ state: 'paused', reason: error, next, lastRun, host })
       return
     }
-    if (error?.name === AWAY) {
-      log.info({ failure: error, run: run.id }, 'the run waits for the host')
-      const back = time.now() + (error.retryAfter ?? 0) * 1000
-      await settle({ state: 'active', next: spread(back), lastRun, host })
-      return
+    // A host that is left alone is waited for, and takes no attempts.
+    if (error && PASSING.has(error.name)) {
+      const back =
+        error.retryAfter === undefined
+          ? host && (await context.hosts.unavailableUntil(host))
+          : time.now() + error.retryAfter * 1000
+      if (back) {
+        log.info({ failure: error, run: run.id }, 'the run waits for the host')
+        await settle({ state: 'active', next: spread(back), lastRun, host })
+        return
+      }
     }
     const next = nextTime(schedule, time.now())
     const wait = policy.backoff * 2 ** (attempt - 1) * (1 + Math.random())
