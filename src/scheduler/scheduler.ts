@@ -223,15 +223,11 @@ export function createScheduler(context: SchedulerContext): Scheduler {
    * Counts a run of a host: one whose runs take long leaves room here for those
    * of others.
    *
-   * @throws {@link RetryLaterError} when the host has enough
+   * @returns nothing when the host has enough
    */
-  const takePlace = (host = UNKNOWN_HOST): Disposable => {
+  const takePlace = (host = UNKNOWN_HOST): Disposable | undefined => {
     const others = active.get(host) ?? 0
-    if (others >= room) {
-      throw new RetryLaterError(`${host} has enough runs here for now`, {
-        at: spread(time.now()),
-      })
-    }
+    if (others >= room) return undefined
     active.set(host, others + 1)
     return {
       [Symbol.dispose]() {
@@ -294,7 +290,16 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       await settle({ state: 'active', next: spread(away), host })
       return
     }
-    using _place = takePlace(present.host)
+    using place = takePlace(present.host)
+    if (!place) {
+      const soon = spread(time.now())
+      if (present.host === schedule.host) {
+        throw new RetryLaterError('the host has enough runs here', { at: soon })
+      }
+      // Known now, it has slots of its own.
+      await settle({ state: 'active', next: soon, host: present.host })
+      return
+    }
 
     const started = await redeem(context, schedule)
     if (started.error) {
@@ -452,15 +457,16 @@ async function redeem(
 }
 
 function jobOf(
-  { space, account, host = UNKNOWN_HOST }: Schedule,
+  { space, account, host }: Schedule,
   { perHost }: SchedulerPolicy
 ): NewJob {
+  const slots = host === undefined ? UNKNOWN_SLOTS : perHost
   const digest = createHash('sha256').update(`${space}\n${account}`).digest()
   return {
     kind: KIND,
     key: `${space} ${account}`,
     // Of the same account there is one slot: it is never backed up twice at once.
-    slot: `${host}/${digest.readUInt32BE(0) % perHost}`,
+    slot: `${host ?? UNKNOWN_HOST}/${digest.readUInt32BE(0) % slots}`,
     priority: 0,
     data: { space, account },
   }
@@ -468,6 +474,7 @@ function jobOf(
 
 /** Hosts of accounts that were never backed up share their slots. */
 const UNKNOWN_HOST = '-'
+const UNKNOWN_SLOTS = 32
 
 function lastRunOf(run: Run, now: number): LastRun {
   const { kind } = (run.outcome ?? {}) as { kind?: LastRun['outcome'] }

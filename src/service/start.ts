@@ -216,7 +216,18 @@ export async function startService(
           decodeDelegations,
           findHost: createHostFinder(pipeline, logger),
           hosts,
-          policy: schedulerPolicy,
+          policy: {
+            ...schedulerPolicy,
+            // Alone, it keeps room for the accounts of other hosts.
+            ...(config.databaseUrl === undefined
+              ? {
+                  perHost: Math.min(
+                    schedulerPolicy.perHost,
+                    Math.max(1, config.concurrentRuns - 1)
+                  ),
+                }
+              : {}),
+          },
         })
       : undefined
   if (has('scheduler')) scheduler?.sweep()

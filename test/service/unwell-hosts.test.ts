@@ -286,7 +286,11 @@ describe('hosts that are unwell', () => {
     await using patient = await startTestService(
       { minScheduleInterval: '1', concurrentRuns: '2' },
       network.environment,
-      { ...OPTIONS, fetchLimits: { small: { timeout: 60 * SECOND } } }
+      {
+        ...OPTIONS,
+        schedulerPolicy: { ...OPTIONS.schedulerPolicy, busy: 5 * SECOND },
+        fetchLimits: { small: { timeout: 60 * SECOND } },
+      }
     )
     unwell.ailment = () => 'hangs'
     const add = async ({ did }: Member) => {
