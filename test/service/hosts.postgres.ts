@@ -162,8 +162,8 @@ describe('hosts that several workers on one PostgreSQL visit', () => {
 
     it('leave a host alone together, also those that start later', async () => {
       const services = [
-        await start({ concurrentRuns: '1' }),
-        await start({ concurrentRuns: '1' }),
+        await start({ concurrentRuns: '1', hostRate: '6000' }),
+        await start({ concurrentRuns: '1', hostRate: '6000' }),
       ]
       unwell.ailment = () => 'hangs'
       const runs = await runAll(services[0]!)
