@@ -36,8 +36,12 @@ export interface HostVisit {
   limited(retryAfter: number | undefined): Promise<HostUnavailableError>
   /** The host answered that it has failed, which may be due to the account. */
   faulted(): Promise<void>
-  /** The host did not answer, or not to the end. */
-  failed(): Promise<void>
+  /**
+   * The host did not answer, or not to the end.
+   *
+   * @param reason - for the log
+   */
+  failed(reason: string): Promise<void>
   /** The request was given up before it was known what comes of it. */
   left(): Promise<void>
 }
@@ -55,7 +59,7 @@ export function throughGate(
     try {
       response = await fetch(input, init)
     } catch (error) {
-      await (isFailure(error) ? visit.failed() : visit.left())
+      await (isFailure(error) ? visit.failed(error.message) : visit.left())
       throw error
     }
     const { status, headers, body } = response
@@ -67,7 +71,7 @@ export function throughGate(
     }
     if (status === 500) await visit.faulted()
     // 501 is the answer of a host that does not have the method.
-    else if (status > 501) await visit.failed()
+    else if (status > 501) await visit.failed(`it answered with ${status}`)
     else if (status !== 200 || !body) await visit.answered()
     else return watched(response, body, visit, signal)
     return response
@@ -85,9 +89,9 @@ function watched(
   // A body that nobody reads any more ends by the signal at the latest.
   const abort = () => void visit.left()
   signal?.addEventListener('abort', abort, { once: true })
-  const end = async (how: 'answered' | 'failed' | 'left') => {
+  const end = async (told: Promise<void>) => {
     signal?.removeEventListener('abort', abort)
-    await visit[how]()
+    await told
   }
   const { status, statusText, headers, url, redirected } = response
   const watchedResponse = new Response(
@@ -98,14 +102,16 @@ function watched(
             const { done, value } = await reader.read()
             if (!done) return stream.enqueue(value)
           } catch (error) {
-            await end(isFailure(error) ? 'failed' : 'left')
+            await end(
+              isFailure(error) ? visit.failed(error.message) : visit.left()
+            )
             throw error
           }
-          await end('answered')
+          await end(visit.answered())
           stream.close()
         },
         async cancel(reason) {
-          await end('left')
+          await end(visit.left())
           await reader.cancel(reason)
         },
       },
@@ -119,6 +125,6 @@ function watched(
   })
 }
 
-function isFailure(error: unknown): boolean {
+function isFailure(error: unknown): error is HostError {
   return error instanceof HostError
 }

@@ -388,7 +388,8 @@ export function createHosts({
         await end((circuit, present) => circuit.failed(present, isProbe))
       },
 
-      async failed() {
+      async failed(reason) {
+        logger.debug({ host: name, account, reason }, 'a host failed')
         await end((circuit, present) => circuit.failed(present, isProbe))
       },
 

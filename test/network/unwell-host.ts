@@ -84,8 +84,10 @@ export async function startUnwellHost(
       method: request.method,
       headers: request.headers,
     })
-    await pipeline(request, forwarded, { end: true })
-    const [answer] = (await once(forwarded, 'response')) as [IncomingMessage]
+    const [[answer]] = (await Promise.all([
+      once(forwarded, 'response'),
+      pipeline(request, forwarded),
+    ])) as [[IncomingMessage], void]
     response.writeHead(answer.statusCode ?? 502, answer.headers)
     if (ailment === 'stalls') {
       response.flushHeaders()

@@ -49,8 +49,8 @@ const OPTIONS = {
     probe: 2 * SECOND,
   },
   fetchLimits: {
-    small: { timeout: SECOND },
-    stream: { headTimeout: SECOND, idleTimeout: SECOND },
+    small: { timeout: 2 * SECOND },
+    stream: { headTimeout: 10 * SECOND, idleTimeout: 2 * SECOND },
   },
 }
 
