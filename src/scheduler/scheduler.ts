@@ -460,7 +460,8 @@ function jobOf(
   { space, account, host }: Schedule,
   { perHost }: SchedulerPolicy
 ): NewJob {
-  const slots = host === undefined ? UNKNOWN_SLOTS : perHost
+  // Nobody waits for one that may be at another host.
+  const slots = host === undefined ? 2 ** 32 : perHost
   const digest = createHash('sha256').update(`${space}\n${account}`).digest()
   return {
     kind: KIND,
@@ -472,9 +473,8 @@ function jobOf(
   }
 }
 
-/** Hosts of accounts that were never backed up share their slots. */
+/** What accounts that were never backed up count for. */
 const UNKNOWN_HOST = '-'
-const UNKNOWN_SLOTS = 32
 
 function lastRunOf(run: Run, now: number): LastRun {
   const { kind } = (run.outcome ?? {}) as { kind?: LastRun['outcome'] }
