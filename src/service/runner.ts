@@ -4,6 +4,7 @@ import { CAR } from '@ucanto/transport'
 import type { Logger } from 'pino'
 import {
   BackupError,
+  HostUnavailableError,
   runBackup,
   type AuthorizationJournal,
   type DID,
@@ -331,7 +332,15 @@ export function startRunner(context: RunnerContext): Runner {
       if (error instanceof StoreUnavailableError) throw error
       if (TOLD.some((kind) => error instanceof kind)) {
         const { name, message } = error as Error
-        return { error: { name, message } }
+        return {
+          error: {
+            name,
+            message,
+            ...(error instanceof HostUnavailableError
+              ? { retryAfter: error.retryAfter }
+              : {}),
+          },
+        }
       }
       log.error({ err: error }, 'run failed unexpectedly')
       return {
