@@ -293,6 +293,7 @@ export function createSweeper({
     connection: unused,
     decodeDelegations: unused,
     findHost: unused,
+    ...{ unavailableHosts: async () => new Map<string, number>() },
     time: {
       now: () => now,
       sleep: async () => {

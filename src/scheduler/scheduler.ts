@@ -354,15 +354,16 @@ async function redeem(
 }
 
 function jobOf(
-  { space, account, host = UNKNOWN_HOST }: Schedule,
+  { space, account, host }: Schedule,
   { perHost }: SchedulerPolicy
 ): NewJob {
+  const slots = host === undefined ? UNKNOWN_HOST_SLOTS : perHost
   const digest = createHash('sha256').update(`${space}\n${account}`).digest()
   return {
     kind: KIND,
     key: `${space} ${account}`,
     // Of the same account there is one slot: it is never backed up twice at once.
-    slot: `${host}/${digest.readUInt32BE(0) % perHost}`,
+    slot: `${host ?? UNKNOWN_HOST}/${digest.readUInt32BE(0) % slots}`,
     priority: 0,
     data: { space, account },
   }
@@ -370,6 +371,9 @@ function jobOf(
 
 /** Hosts of accounts that were never backed up share their slots. */
 const UNKNOWN_HOST = '-'
+
+/** Many hosts, and each account is among them once: at its first run. */
+const UNKNOWN_HOST_SLOTS = 64
 
 function partition<T>(items: T[], isFirst: (item: T) => boolean): [T[], T[]] {
   const { first = [], second = [] } = Object.groupBy(items, (item) =>

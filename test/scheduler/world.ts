@@ -181,6 +181,7 @@ export class World implements AsyncDisposable {
       connection: this.#connection,
       decodeDelegations,
       findHost: async (account) => this.hostOf(account),
+      ...{ unavailableHosts: async () => new Map<string, number>() },
       time,
       logger,
       policy: POLICY,
