@@ -23,6 +23,12 @@ const KIND = 'backup'
  */
 const OWNER = 'scheduler'
 
+/**
+ * How old a count of what waits may be, in milliseconds. It takes longer than
+ * to find out that nothing is due.
+ */
+const COUNT_AGE = 60_000
+
 /** Failures that pass: the run is made again before its next regular time. */
 const PASSING = new Set([
   'HostError',
@@ -72,7 +78,7 @@ export interface SchedulerPolicy {
 
 export const SCHEDULER_POLICY: SchedulerPolicy = {
   sweep: 5_000,
-  batch: 500,
+  batch: 2_000,
   lease: 10 * 60_000,
   keep: 60_000,
   poll: 1_000,
@@ -125,7 +131,7 @@ export function createScheduler(context: SchedulerContext): Scheduler {
 
   /** Claims what is due, and queues its jobs, both or none. */
   const claimDue = async (): Promise<number> => {
-    const outstanding = await engine.outstanding()
+    const outstanding = await engine.outstanding({ maxAge: COUNT_AGE })
     const isFull = (host = UNKNOWN_HOST) =>
       (outstanding.get(host) ?? 0) >= policy.outstandingPerHost
     const deferred: Schedule[] = []
