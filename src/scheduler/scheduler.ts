@@ -234,7 +234,9 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     }
     const run = await ended(started.ok.run.toString(), schedule, signal)
     const lastRun = lastRunOf(run, time.now())
-    const host = await context.findHost(account, signal)
+    const host = mayHaveMoved(schedule, lastRun)
+      ? await context.findHost(account, signal)
+      : schedule.host
     const { error } = lastRun
     if (error && ENDING.has(error.name)) {
       log.warn({ failure: error, run: run.id }, 'the schedule stops')
@@ -378,6 +380,9 @@ function jobOf(
 /** Hosts of accounts that were never backed up share their slots. */
 const UNKNOWN_HOST = '-'
 
+/** Of so many runs that succeed, one looks whether the account has moved. */
+const HOST_LOOKUPS = 1 / 24
+
 /** Many hosts, and each account is among them once: at its first run. */
 const UNKNOWN_HOST_SLOTS = 64
 
@@ -386,6 +391,14 @@ function partition<T>(items: T[], isFirst: (item: T) => boolean): [T[], T[]] {
     isFirst(item) ? 'first' : 'second'
   )
   return [first, second]
+}
+
+/**
+ * The run has asked the directory where the account is. To ask once more each
+ * time would double what the directory has to bear.
+ */
+function mayHaveMoved({ host }: Schedule, { error }: LastRun): boolean {
+  return host === undefined || !!error || Math.random() < HOST_LOOKUPS
 }
 
 function lastRunOf(run: Run, now: number): LastRun {

@@ -101,11 +101,19 @@ async function run(
   if (count === 1) await front.kill()
 
   const stores = resources.use(await openStores(store.options))
-  const { numUpdatedRows } = await stores.database
-    .updateTable('schedules')
-    .set({ next: Date.now() })
-    .executeTakeFirst()
-  assert.equal(numUpdatedRows, BigInt(ACCOUNTS))
+  const now = Date.now()
+  for (const { space, accounts } of customers) {
+    for (const [at, account] of accounts.entries()) {
+      // As they are spread, accounts come from all of the Spaces in turns.
+      const { numUpdatedRows } = await stores.database
+        .updateTable('schedules')
+        .set({ next: now - accounts.length + at })
+        .where('space', '=', space.did())
+        .where('account', '=', account)
+        .executeTakeFirst()
+      assert.equal(numUpdatedRows, 1n)
+    }
+  }
 
   const workers: ServiceProcess[] = []
   resources.defer(async () => {
@@ -137,6 +145,7 @@ async function run(
       .selectFrom('schedules')
       .select(['state', 'last_run', 'owner'])
       .execute()
+    // None that was acknowledged is lost.
     assert.equal(rows.length, ACCOUNTS)
     return rows.every(
       ({ last_run, owner }) => last_run !== null && owner === null
