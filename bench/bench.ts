@@ -14,6 +14,7 @@ const BENCHMARKS: Record<string, () => Promise<{ run: Benchmark }>> = {
   clock: () => import('./clock.ts'),
   merge: () => import('./merge.ts'),
   schedules: () => import('./schedules.ts'),
+  scale: () => import('./scale.ts'),
 }
 
 type Benchmark = (
@@ -33,6 +34,7 @@ const USAGE = `Usage: npm run bench -- NAME [--rows N] [--json]
   schedules     sweeps of a million schedules, or of --rows many, beside the bare
                 statements, and jobs beside bare pg-boss; on PostgreSQL, too, if
                 it is run by scripts/with-postgres.sh
+  scale         what ten million accounts cost, by simulation: no peer
 
 Each figure is printed as a ratio to the peer's.
 `
@@ -58,7 +60,7 @@ if (values.help || !load || positionals.length !== 1) {
   )
   if (values.json) {
     process.stdout.write(`${JSON.stringify({ name, measurements })}\n`)
-  } else {
+  } else if (measurements.length > 0) {
     process.stdout.write(`${tableOf(measurements)}\n`)
   }
   if (measurements.some(({ met }) => !met)) process.exitCode = 1
