@@ -60,7 +60,7 @@ export interface SchedulerPolicy {
   lease: number
   /** How often a job keeps the claim while its run goes on. */
   keep: number
-  /** How often a job looks whether its run has ended. */
+  /** How often a job looks whether its run has ended; sooner at first. */
   poll: number
   /** Runs of one host at the same time. */
   perHost: number
@@ -274,6 +274,8 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     signal: AbortSignal
   ): Promise<Run> => {
     let kept = -Infinity
+    // Most runs find nothing new, and are over soon.
+    let wait = policy.poll / 16
     for (;;) {
       const now = time.now()
       if (now - kept >= policy.keep) {
@@ -288,7 +290,8 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       const run = await stores.runs.get(id)
       if (!run) throw new JobLostError(`the run ${id} is not there any more`)
       if (run.state === 'done' || run.state === 'failed') return run
-      await time.sleep(policy.poll, signal)
+      await time.sleep(wait, signal)
+      wait = Math.min(policy.poll, wait * 2)
     }
   }
 
