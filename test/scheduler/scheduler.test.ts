@@ -340,10 +340,12 @@ describe('scheduler, in fake time', function () {
               ALICE
             )
             const { anchor = 0 } = kept ?? {}
-            if (rhythms.at(-1)?.anchor === anchor) return
+            const interval = every * SECOND
+            const last = rhythms.at(-1)
+            if (last?.anchor === anchor && last.interval === interval) return
             const from = world.time.now()
-            if (rhythms.length > 0) excuses.push(from)
-            rhythms.push({ from, interval: every * SECOND, anchor })
+            if (last) excuses.push(from)
+            rhythms.push({ from, interval, anchor })
           }
           await schedule(3600)
           for (const each of steps) {
@@ -370,7 +372,20 @@ describe('scheduler, in fake time', function () {
           assert.deepEqual(findHurried(world.runs, rhythms, excuses), [])
         }
       ),
-      { numRuns: 30 }
+      {
+        numRuns: 30,
+        // Two rhythms may have the same anchor.
+        examples: [
+          [
+            [
+              { do: 'pass', minutes: 1 },
+              { do: 'schedule', every: 7200 },
+              { do: 'schedule', every: 3600 },
+            ],
+            20 * SECOND,
+          ],
+        ],
+      }
     )
   })
 })
