@@ -84,7 +84,7 @@ describe('grants', () => {
       username: alice.handle,
       password: alice.password,
     })
-    time.pass(expiration * 1000 - time.now())
+    time.pass(expiration * 1000 - time.now() + 1000)
     await assert.rejects(keeper.conclude(back.searchParams), {
       name: 'AuthorizationExpired',
     })
