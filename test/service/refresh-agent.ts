@@ -1,0 +1,122 @@
+import type { Signer } from '@ucanto/interface'
+import { pino } from 'pino'
+import { createSafeFetch, type Fetch } from '../../src/atproto/index.ts'
+import {
+  createOAuth,
+  loopbackMetadata,
+  type OAuth,
+} from '../../src/atproto/oauth/index.ts'
+import type { Time } from '../../src/backup/index.ts'
+import { systemTime } from '../../src/node/index.ts'
+import {
+  createGrantKeeper,
+  type GrantKeeper,
+} from '../../src/service/grants.ts'
+import type { Authorization, DID } from '../../src/space/index.ts'
+import type { GrantStore } from '../../src/stores/index.ts'
+
+/** Where a refresh is, in this order; it waits until it may go on. */
+export type RefreshStep =
+  /** The token is about to be sent. */
+  | 'request'
+  /** The host has traded the token, and what it answers is not kept yet. */
+  | 'answer'
+  /** What the host has answered is kept. */
+  | 'journal'
+  /** The Space has it, and the agent has not noted that. */
+  | 'space'
+
+export interface RefreshAgentOptions {
+  agent: Signer
+  store: GrantStore
+  plcUrl: string
+  pdsUrl: string
+  readAuthorization: () => Promise<Authorization | undefined>
+  writeAuthorization: (authorization: Authorization) => Promise<void>
+  onStep?: (step: RefreshStep) => Promise<void>
+  time?: Time
+}
+
+export interface RefreshAgent {
+  keeper: GrantKeeper
+  /** From now on every session that was seen so far has to be refreshed. */
+  endSessions(): void
+  /** Puts what is pending into the Space. */
+  publish(space: DID, account: DID): Promise<void>
+}
+
+/** An agent with grants at a real host, one of several with the same store. */
+export function createRefreshAgent({
+  agent,
+  store,
+  plcUrl,
+  pdsUrl,
+  readAuthorization,
+  writeAuthorization,
+  onStep = async () => {},
+  time = systemTime,
+}: RefreshAgentOptions): RefreshAgent {
+  const safe = createSafeFetch({ allowPrivateNetwork: true })
+  const small: Fetch = async (input, init) => {
+    const body = input instanceof Request ? await input.clone().text() : ''
+    const isRefresh =
+      new URLSearchParams(body).get('grant_type') === 'refresh_token'
+    if (isRefresh) await onStep('request')
+    const response = await safe.small(input, init)
+    // A host that knows the agent no more first asks for a nonce.
+    if (isRefresh && response.ok) await onStep('answer')
+    return response
+  }
+  const oauth = createOAuth({
+    metadata: loopbackMetadata(new URL('http://127.0.0.1:1/oauth/callback')),
+    fetch: { ...safe, small },
+    plcUrl: new URL(plcUrl),
+    handleResolverUrl: new URL(pdsUrl),
+    allowHttp: true,
+  })
+  const seen = new Set<string>()
+  let ended = new Set<string>()
+  const watched: OAuth = {
+    ...oauth,
+    expirationOf(session) {
+      seen.add(session)
+      return ended.has(session) ? 0 : Infinity
+    },
+    refresh: (session, { before, save }) =>
+      oauth.refresh(session, {
+        before,
+        async save(next) {
+          seen.add(next.session)
+          await save(next)
+        },
+      }),
+  }
+  const keeper = createGrantKeeper({
+    agent,
+    grants: {
+      ...store,
+      async put(update, now) {
+        const isNewest = await store.put(update, now)
+        await onStep('journal')
+        return isNewest
+      },
+    },
+    oauth: watched,
+    readAuthorization,
+    time,
+    logger: pino({ level: 'silent' }),
+  })
+  return {
+    keeper,
+    endSessions() {
+      ended = new Set(seen)
+    },
+    async publish(space, account) {
+      const pending = await keeper.pending(space, account)
+      if (!pending) return
+      await writeAuthorization(pending.authorization)
+      await onStep('space')
+      await keeper.published(space, account, pending.authorization.seq)
+    },
+  }
+}
