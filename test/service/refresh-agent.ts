@@ -1,15 +1,13 @@
 import type { Signer } from '@ucanto/interface'
 import { pino } from 'pino'
 import { createSafeFetch, type Fetch } from '../../src/atproto/index.ts'
-import {
-  createOAuth,
-  loopbackMetadata,
-  type OAuth,
-} from '../../src/atproto/oauth/index.ts'
+import { createOAuth, loopbackMetadata } from '../../src/atproto/oauth/index.ts'
+import { CONFIDENTIAL_LIFETIMES } from '../../src/atproto/oauth/lifetimes.ts'
 import type { Time } from '../../src/backup/index.ts'
 import { systemTime } from '../../src/node/index.ts'
 import {
   createGrantKeeper,
+  GRANT_POLICY,
   type GrantKeeper,
 } from '../../src/service/grants.ts'
 import type { Authorization, DID } from '../../src/space/index.ts'
@@ -34,13 +32,12 @@ export interface RefreshAgentOptions {
   readAuthorization: () => Promise<Authorization | undefined>
   writeAuthorization: (authorization: Authorization) => Promise<void>
   onStep?: (step: RefreshStep) => Promise<void>
-  time?: Time
+  /** How far the agent's time is ahead, in milliseconds. */
+  ahead: () => number
 }
 
 export interface RefreshAgent {
   keeper: GrantKeeper
-  /** From now on every session that was seen so far has to be refreshed. */
-  endSessions(): void
   /** Puts what is pending into the Space. */
   publish(space: DID, account: DID): Promise<void>
 }
@@ -54,7 +51,7 @@ export function createRefreshAgent({
   readAuthorization,
   writeAuthorization,
   onStep = async () => {},
-  time = systemTime,
+  ahead,
 }: RefreshAgentOptions): RefreshAgent {
   const safe = createSafeFetch({ allowPrivateNetwork: true })
   const small: Fetch = async (input, init) => {
@@ -74,22 +71,9 @@ export function createRefreshAgent({
     handleResolverUrl: new URL(pdsUrl),
     allowHttp: true,
   })
-  const seen = new Set<string>()
-  let ended = new Set<string>()
-  const watched: OAuth = {
-    ...oauth,
-    expirationOf(session) {
-      seen.add(session)
-      return ended.has(session) ? 0 : Infinity
-    },
-    refresh: (session, { before, save }) =>
-      oauth.refresh(session, {
-        before,
-        async save(next) {
-          seen.add(next.session)
-          await save(next)
-        },
-      }),
+  const time: Time = {
+    now: () => Date.now() + ahead(),
+    sleep: systemTime.sleep,
   }
   const keeper = createGrantKeeper({
     agent,
@@ -101,16 +85,16 @@ export function createRefreshAgent({
         return isNewest
       },
     },
-    oauth: watched,
+    // How long a grant lasts is for another test.
+    oauth: { ...oauth, lifetimes: CONFIDENTIAL_LIFETIMES },
     readAuthorization,
     time,
     logger: pino({ level: 'silent' }),
+    // Whoever waits for another is to find out at once.
+    policy: { ...GRANT_POLICY, poll: 5 },
   })
   return {
     keeper,
-    endSessions() {
-      ended = new Set(seen)
-    },
     async publish(space, account) {
       const pending = await keeper.pending(space, account)
       if (!pending) return

@@ -25,7 +25,8 @@ process.send?.('loaded')
 const [setting] = (await once(process, 'message')) as [Setting]
 const { space, account, key, stores: options, ...hosts } = setting
 const stores = await openStores(options)
-const { keeper, endSessions, publish } = createRefreshAgent({
+let ahead = 0
+const { keeper, publish } = createRefreshAgent({
   ...hosts,
   agent: withNativeSigning(ed25519.parse(key)),
   store: stores.grants,
@@ -34,21 +35,18 @@ const { keeper, endSessions, publish } = createRefreshAgent({
   writeAuthorization: async (authorization) => {
     await ask({ is: 'write', authorization })
   },
+  ahead: () => ahead,
   onStep: async (step) => {
     if (setting.steps) await ask({ is: 'step', step })
   },
 })
 
 async function follow(order: Order): Promise<void> {
-  if (order.opens > 0) {
-    endSessions()
-    const opened = await Promise.all(
-      Array.from({ length: order.opens }, () => keeper.open(space, account))
-    )
-    if (!opened.every(Boolean)) throw new Error('there is no grant')
-  } else {
-    await keeper.open(space, account)
-  }
+  ahead = order.ahead
+  const opened = await Promise.all(
+    Array.from({ length: order.opens }, () => keeper.open(space, account))
+  )
+  if (!opened.every(Boolean)) throw new Error('there is no grant')
   if (order.publish) await publish(space, account)
 }
 

@@ -20,8 +20,10 @@ export interface Setting {
 
 /** What it is to do next. */
 export interface Order {
-  /** How often at once the grant is opened; 0 to see it without a refresh. */
+  /** How often at once the grant is opened. */
   opens: number
+  /** How far the agent's time is ahead, in milliseconds. */
+  ahead: number
   /** Whether it goes to the Space then. */
   publish: boolean
 }
