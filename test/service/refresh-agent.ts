@@ -91,7 +91,7 @@ export function createRefreshAgent({
     time,
     logger: pino({ level: 'silent' }),
     // Whoever waits for another is to find out at once.
-    policy: { ...GRANT_POLICY, poll: 5 },
+    policy: { ...GRANT_POLICY, poll: 20 },
   })
   return {
     keeper,

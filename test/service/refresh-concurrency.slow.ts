@@ -77,7 +77,6 @@ describe('two processes with one grant', () => {
         return child
       })
     )
-    const t0 = Date.now()
     for (let round = 1; round <= REFRESHES; round++) {
       const order = {
         opens: OPENS,
@@ -88,7 +87,6 @@ describe('two processes with one grant', () => {
       assert.equal(taken.length, round, 'all share one refresh')
       assert.deepEqual(refused, [])
     }
-    console.log((Date.now() - t0) / REFRESHES)
     assert.equal(new Set(taken).size, REFRESHES)
     const grant = await stores.grants.get(SPACE, account)
     assert.equal(grant?.seq, REFRESHES + 1)
