@@ -31,6 +31,7 @@ import type {
   Journal,
   Link,
   MissingBlob,
+  MissingBlobReason,
   Outcome,
   Part,
   Progress,
@@ -42,6 +43,7 @@ import type {
   UnknownLink,
 } from './interface.ts'
 import { Packer, type UploadCounts } from './packer.ts'
+import { trackProgress, type ProgressTracker } from './progress.ts'
 import { readBase, recordBackup } from './record.ts'
 import { verifyRepo, type KnownBlocks, type VerifiedRepo } from './repo.ts'
 import type { CreateSha256 } from './sha256.ts'
@@ -64,6 +66,9 @@ export const DEFAULT_LIMITS: BackupLimits = {
   shardSize: 8 * 1024 * 1024,
   indexSize: 8_000,
 }
+
+/** Why a blob is missing where that is up to the host. */
+const NOT_GIVEN = new Set<MissingBlobReason>(['not-found', 'taken-down'])
 
 /** Reads of a repository that changes while it is read, before giving up. */
 const MAX_READS = 3
@@ -118,29 +123,32 @@ export async function runBackup(
   context: BackupContext,
   request: BackupRequest
 ): Promise<Outcome> {
+  const { time, writer } = context
+  const requestsBefore = writer.requests
+  const tracker = trackProgress({
+    time,
+    requests: () => writer.requests - requestsBefore,
+    onProgress: request.onProgress,
+  })
+  try {
+    return await backUp(
+      { ...context, accounts: tracker.counting(context.accounts) },
+      request,
+      tracker
+    )
+  } finally {
+    tracker.end()
+  }
+}
+
+async function backUp(
+  context: BackupContext,
+  request: BackupRequest,
+  { progress, report, end }: ProgressTracker
+): Promise<Outcome> {
   const { time, reader, clock } = context
   const started = time.now()
-  const requestsBefore = context.writer.requests
   const parts = request.parts ?? ['blobs']
-  const progress: Progress = {
-    stage: 'resolve',
-    records: 0,
-    repoBytes: 0,
-    blobs: 0,
-    blobsDone: 0,
-    blobsMissing: 0,
-    blobBytes: 0,
-    blocksUploaded: 0,
-    bytesUploaded: 0,
-    blobsUploaded: 0,
-    requests: 0,
-  }
-  const report = (changes: Partial<Progress>) => {
-    Object.assign(progress, changes, {
-      requests: context.writer.requests - requestsBefore,
-    })
-    request.onProgress?.(progress)
-  }
   const onUpload = ({ blocksUploaded, bytesUploaded }: UploadCounts) =>
     report({
       blocksUploaded: progress.blocksUploaded + blocksUploaded,
@@ -180,6 +188,7 @@ export async function runBackup(
     backup: { timestamp: string; link: Link<Backup>; value: Backup },
     event?: { cid: { toString(): string } }
   ): Outcome => {
+    end()
     const { stage: _stage, ...counts } = progress
     return {
       kind,
@@ -191,7 +200,6 @@ export async function runBackup(
       ...(event ? { event: event.cid.toString() } : {}),
       signature: backup.value.signature,
       ...counts,
-      requests: context.writer.requests - requestsBefore,
       ms: time.now() - started,
     }
   }
@@ -302,7 +310,6 @@ export async function runBackup(
       onAdvance: () => enter('advance'),
     })
     await journal.clear()
-    report({})
     return result(kind, recorded.backup, recorded.event)
   } catch (error) {
     stop.abort(error)
@@ -507,7 +514,11 @@ class BlobBackup {
         detail: error.message,
         tried: this.#options.time.now(),
       })
-      report({ blobsMissing: progress.blobsMissing + 1 })
+      report(
+        NOT_GIVEN.has(error.reason)
+          ? { blobsMissing: progress.blobsMissing + 1 }
+          : { blobsFailed: progress.blobsFailed + 1 }
+      )
     }
   }
 

@@ -14,6 +14,7 @@ import { createDelegationCommand } from './commands/delegation.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
 import { createNetworkCommand } from './commands/network.ts'
+import { createRunsCommand } from './commands/runs.ts'
 import { createScheduleCommands } from './commands/schedule.ts'
 import { createServeCommand } from './commands/serve.ts'
 import { createSpaceCommand } from './commands/space.ts'
@@ -113,6 +114,7 @@ Example:
     createAuthorizationsCommand,
     createBackupCommand,
     createScheduleCommands,
+    createRunsCommand,
     createClockCommand,
     createStatusCommand,
     createServeCommand,

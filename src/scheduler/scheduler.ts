@@ -253,7 +253,8 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       throw new AttemptFailedError(error, wait)
     }
     await settle({ ...regular(), lastRun, host })
-    log.info(
+    // The run itself has its line already.
+    log.debug(
       { run: run.id, outcome: lastRun.outcome, next },
       error ? 'scheduled run failed' : 'scheduled run done'
     )

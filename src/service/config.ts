@@ -82,6 +82,16 @@ export const SETTINGS = {
     'NUMBER',
     'port to listen on; 0 for any'
   ),
+  metricsHost: setting(
+    z.string().min(1).default('127.0.0.1'),
+    'ADDRESS',
+    'address to listen on for those who run the service'
+  ),
+  metricsPort: setting(
+    integer(0, 65535).optional(),
+    'NUMBER',
+    'port for those who run the service: /metrics, /health/alive, /health/ready; 0 for any (none, if left out)'
+  ),
   dataFolder: setting(
     z.string().min(1).default('./bluesky-backups-data'),
     'FOLDER',

@@ -30,6 +30,7 @@ import type { PipelineContext } from './context.ts'
 import type { GrantKeeper } from './grants.ts'
 import { createJournal } from './journal.ts'
 import { openReader, openSpace } from './space.ts'
+import { reportOf, type RunReport } from './run-report.ts'
 
 /** Errors that a run ends with as they are; others are for the log alone. */
 const TOLD = [BackupError, DecodeError, MissingBlockError, UnreadableStateError]
@@ -74,10 +75,14 @@ export interface RunnerContext extends PipelineContext {
   /** Runs at the same time in this process. */
   concurrency: number
   policy: RunnerPolicy
+  /** Told of each run that this process has ended. */
+  onEnded?: (report: RunReport) => void
 }
 
 /** Works off queued runs. */
 export interface Runner {
+  /** Number of runs that this process works on. */
+  readonly active: number
   /** Tells that there may be something to do. */
   kick(): void
   /**
@@ -186,16 +191,23 @@ export function startRunner(context: RunnerContext): Runner {
         result,
       })
       const message = await Message.build({ receipts: [receipt] as never })
+      const finished = time.now()
       const kept = await stores.runs.finish(run.id, owner, {
+        progress,
         ...(result.error
           ? { state: 'failed', error: result.error }
           : { state: 'done', outcome: result.ok }),
         receipt: CAR.request.encode(message).body,
-        now: time.now(),
+        now: finished,
       })
       if (!kept) throw new LeaseLostError('another process has it')
-      if (result.error) log.warn({ failure: result.error }, 'run failed')
-      else log.info({ outcome: result.ok }, 'run done')
+      const report = reportOf(
+        { ...run, finished },
+        result,
+        progress ?? (run.progress as Progress | undefined)
+      )
+      log.info(report, 'run ended')
+      context.onEnded?.(report)
     } catch (error) {
       if (error instanceof ParkedError) {
         log.info('run parked')
@@ -333,6 +345,9 @@ export function startRunner(context: RunnerContext): Runner {
   }
 
   return {
+    get active() {
+      return active.size
+    },
     kick,
     async drain(timeout) {
       stopping.abort()

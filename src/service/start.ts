@@ -59,9 +59,12 @@ import type { PipelineContext } from './context.ts'
 import { conclude } from './conclude.ts'
 import { DataFolderError } from './errors.ts'
 import { createGrantKeeper, type GrantKeeperContext } from './grants.ts'
+import { createHealth } from './health.ts'
 import { createApp } from './http/app.ts'
+import { createOperatorsApp } from './http/operators.ts'
 import { listen, type Handle } from './http/listen.ts'
 import { createLogger } from './logger.ts'
+import { createMetrics } from './metrics.ts'
 import { createProvisioning } from './provisioning.ts'
 import {
   createPublisher,
@@ -71,6 +74,7 @@ import {
 } from './publisher.ts'
 import { createRates } from './rates.ts'
 import { createRevocations } from './revocations.ts'
+import { createRunFeed } from './run-feed.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
 import { openReader } from './space.ts'
@@ -91,6 +95,8 @@ export interface RunningService extends AsyncDisposable {
   did: string
   /** `did:key` that capabilities of Storacha are delegated to. */
   agent: string
+  /** Where operators see how it is, if there is such a place. */
+  metricsUrl?: URL
   /** Whether a new key was made at this start. */
   keyCreated: boolean
 }
@@ -126,6 +132,23 @@ export async function startService(
   await using resources = new AsyncDisposableStack()
   await makeDataFolder(config.dataFolder)
   const agent = withNativeSigning(await loadKeyFile(config.keyFile))
+  const health = createHealth({ time, logger })
+  const metrics = createMetrics({
+    time,
+    logger,
+    ofProcess: config.metricsPort !== undefined,
+  })
+  // Operators see the service from its start to its end.
+  const operators =
+    config.metricsPort === undefined
+      ? undefined
+      : resources.use(
+          await listen(createOperatorsApp({ health, metrics, logger }).fetch, {
+            host: config.metricsHost,
+            port: config.metricsPort,
+            flags: '--metrics-',
+          })
+        )
   const stores = resources.use(
     await openStores(
       config.databaseUrl === undefined
@@ -133,6 +156,7 @@ export async function startService(
         : { databaseUrl: config.databaseUrl }
     )
   )
+  health.opened(stores)
   // The DID may depend on the port, which is known when the service listens.
   let handle: Handle = () =>
     new Response('the service is starting', { status: 503 })
@@ -165,6 +189,7 @@ export async function startService(
     stores,
     time,
     logger,
+    metrics,
     authorities: config.trustedAuthorities,
     rhythmLimits: {
       ...RHYTHM_LIMITS,
@@ -236,25 +261,36 @@ export async function startService(
         policy,
         connection,
         concurrency: config.concurrentRuns,
+        onEnded: (report) => metrics.runEnded(report),
       })
     : undefined
-  const scheduler =
+  const engine =
     has('scheduler') || has('worker')
-      ? createScheduler({
+      ? resources.use(await openEngine(config, { stores, time, logger }))
+      : undefined
+  const scheduler =
+    engine === undefined
+      ? undefined
+      : createScheduler({
           ...context,
-          engine: resources.use(
-            await openEngine(config, { stores, time, logger })
-          ),
+          engine,
           connection,
           decodeDelegations,
           findHost: createHostFinder(pipeline, logger),
           policy: schedulerPolicy,
         })
-      : undefined
   if (has('scheduler')) scheduler?.sweep()
   if (has('worker')) scheduler?.work({ concurrency: config.concurrentRuns })
+  const feed = createRunFeed({ runs: stores.runs, time, logger })
+  const { watchers } = context
+  metrics.observe(stores, {
+    ...(runner ? { activeRuns: () => runner.active } : {}),
+    eventStreams: () => ({ clock: watchers.size, runs: feed.size }),
+    ...(engine ? { jobs: () => engine.counts() } : {}),
+  })
   const stopping = new AbortController()
   resources.defer(async () => {
+    health.drain()
     stopping.abort()
     const timeout = config.drainTimeout * 1000
     await Promise.all([scheduler?.drain(timeout), runner?.drain(timeout)])
@@ -288,7 +324,9 @@ export async function startService(
           },
         }
       : {}),
-    watch: { watchers: context.watchers, time, stopping: stopping.signal },
+    watch: { watchers, feed, time, stopping: stopping.signal },
+    health,
+    metrics,
     isDraining: () => stopping.signal.aborted,
   })
   handle = (request, env) => app.fetch(request, env)
@@ -299,9 +337,19 @@ export async function startService(
     url,
     did,
     agent: agent.did(),
+    ...(operators
+      ? { metricsUrl: urlOf(config.metricsHost, operators.port) }
+      : {}),
     keyCreated: agent.created,
     [Symbol.asyncDispose]: () => (disposed ??= owned.disposeAsync()),
   }
+}
+
+/** @param host - a name, or an address of either kind */
+function urlOf(host: string, port: number): URL {
+  return new URL(
+    `http://${host.includes(':') ? `[${host}]` : host}:${port}/metrics`
+  )
 }
 
 /** Opens the engine of the jobs, on the database that the stores are on. */

@@ -231,6 +231,22 @@ export const migrations: Record<string, Migration> = {
     },
   },
 
+  '0008-indexes-for-operators': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createIndex('runs_by_account')
+        .on('runs')
+        .columns(['space', 'account', 'created', 'id'])
+        .execute()
+      await db.schema
+        .createIndex('schedules_by_expiration')
+        .on('schedules')
+        .columns(['delegation_expiration'])
+        .where(sql<boolean>`delegation_expiration is not null`)
+        .execute()
+    },
+  },
+
   '0009-grants': {
     async up(db: Kysely<unknown>) {
       await db.schema

@@ -37,6 +37,8 @@ const GOOD: Record<
   role: { unset: 'all', reads: { all: 'all' } },
   host: { unset: '127.0.0.1', reads: { '0.0.0.0': '0.0.0.0', '::1': '::1' } },
   port: { unset: 8787, reads: { '0': 0, '65535': 65535 } },
+  metricsHost: { unset: '127.0.0.1', reads: { '::1': '::1' } },
+  metricsPort: { unset: undefined, reads: { '0': 0, '9464': 9464 } },
   dataFolder: {
     unset: './bluesky-backups-data',
     reads: { '/var/lib/x': '/var/lib/x' },
@@ -143,6 +145,8 @@ const BAD: Record<SettingName, string[]> = {
   ],
   host: [],
   port: [...NUMBERS, '65536'],
+  metricsHost: [],
+  metricsPort: [...NUMBERS, '65536'],
   dataFolder: [],
   role: ['everything', 'worker,api'],
   keyFile: [],

@@ -1,5 +1,5 @@
 import type { Command } from 'commander'
-import { verifyBackup, type Outcome } from '../../backup/index.ts'
+import { verifyBackup } from '../../backup/index.ts'
 import { signingKeysIn } from '../../atproto/index.ts'
 import type { Backup as Protocol } from '../../capabilities/index.ts'
 import {
@@ -22,7 +22,7 @@ import {
 } from '../format.ts'
 import { printLine } from '../io.ts'
 import { addSettings, LIMIT_SETTINGS, readLimit } from '../options.ts'
-import { createProgress, describeProgress } from '../progress.ts'
+import { countSeen, createProgress, describeProgress } from '../progress.ts'
 import { followRun, runHere, startRun } from '../run.ts'
 import {
   findAccount,
@@ -80,7 +80,7 @@ function createRunCommand(backup: Command, context: CommandContext): void {
       const onProgress = (progress: Readonly<Protocol.RunProgress>) => {
         display.update(
           describeProgress(progress),
-          progress.blobsDone + progress.blobsMissing,
+          countSeen(progress),
           progress.blobs
         )
       }
@@ -359,10 +359,11 @@ function createVerifyCommand(backup: Command, context: CommandContext): void {
   )
 }
 
-function describeOutcome(outcome: Outcome | Protocol.RunOutcome): string {
+function describeOutcome(outcome: Protocol.RunOutcome): string {
   if (outcome.kind === 'unchanged') {
     return `nothing is new since the backup of ${outcome.timestamp}`
   }
+  const missing = outcome.blobsMissing + outcome.blobsFailed
   return formatFields([
     ['backup', `${outcome.timestamp} (${outcome.kind})`],
     ['account', outcome.account],
@@ -373,9 +374,9 @@ function describeOutcome(outcome: Outcome | Protocol.RunOutcome): string {
     ],
     [
       'missing blobs',
-      outcome.blobsMissing === 0
+      missing === 0
         ? 'none'
-        : `${outcome.blobsMissing}; \`bluesky-backups backup show ${outcome.account} latest\` says why`,
+        : `${missing}; \`bluesky-backups backup show ${outcome.account} latest\` says why`,
     ],
     ['took', formatSeconds(outcome.ms)],
   ])
