@@ -39,7 +39,7 @@ export interface RefreshAgentOptions {
 export interface RefreshAgent {
   keeper: GrantKeeper
   /** Puts what is pending into the Space. */
-  publish(space: DID, account: DID): Promise<void>
+  publish: (space: DID, account: DID) => Promise<void>
 }
 
 /** An agent with grants at a real host, one of several with the same store. */
@@ -54,26 +54,26 @@ export function createRefreshAgent({
   ahead,
 }: RefreshAgentOptions): RefreshAgent {
   const safe = createSafeFetch({ allowPrivateNetwork: true })
-  const small: Fetch = async (input, init) => {
+  const stream: Fetch = async (input, init) => {
     const body = input instanceof Request ? await input.clone().text() : ''
     const isRefresh =
       new URLSearchParams(body).get('grant_type') === 'refresh_token'
     if (isRefresh) await onStep('request')
-    const response = await safe.small(input, init)
+    const response = await safe.stream(input, init)
     // A host that knows the agent no more first asks for a nonce.
     if (isRefresh && response.ok) await onStep('answer')
     return response
   }
   const oauth = createOAuth({
     metadata: loopbackMetadata(new URL('http://127.0.0.1:1/oauth/callback')),
-    fetch: { ...safe, small },
+    fetch: { ...safe, stream },
     plcUrl: new URL(plcUrl),
     handleResolverUrl: new URL(pdsUrl),
     allowHttp: true,
   })
   const time: Time = {
     now: () => Date.now() + ahead(),
-    sleep: systemTime.sleep,
+    sleep: (ms, signal) => systemTime.sleep(ms, signal),
   }
   const keeper = createGrantKeeper({
     agent,
@@ -91,7 +91,7 @@ export function createRefreshAgent({
     time,
     logger: pino({ level: 'silent' }),
     // Whoever waits for another is to find out at once.
-    policy: { ...GRANT_POLICY, poll: 20 },
+    policy: { ...GRANT_POLICY, poll: 20, precedence: 20 },
   })
   return {
     keeper,
