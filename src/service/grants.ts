@@ -499,6 +499,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       })
       log.info('a grant was refreshed')
     } catch (error) {
+      if (error instanceof HostRefusedError) {
+        // Of the host or of us, and it may pass: the grant is as good as before.
+        throw new HostError(error.message, { cause: error })
+      }
       if (!(error instanceof GrantEndedError)) throw error
       log.warn({ err: error }, 'a grant has ended')
       const { name, message } = error

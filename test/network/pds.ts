@@ -47,10 +47,13 @@ export interface PdsOptions {
   /** Settings of the PDS to use instead of those chosen here. */
   settings?: ServerEnvironment
   /**
-   * Told of each refresh of an OAuth session before it is answered, and
-   * whether the token was one that may be used.
+   * Told of each refresh of an OAuth session, and whether the token was one
+   * that may be used. It is answered after that.
    */
-  onRefresh?: (refresh: { token: string; isTaken: boolean }) => void
+  onRefresh?: (refresh: {
+    token: string
+    isTaken: boolean
+  }) => void | Promise<void>
 }
 
 export interface CreateAccountOptions {
@@ -178,13 +181,12 @@ function watchRefreshes(
   if (!tokens) throw new TypeError('a PDS without OAuth')
   const consume = tokens.consumeRefreshToken.bind(tokens)
   tokens.consumeRefreshToken = async (token) => {
-    try {
-      const found = await consume(token)
-      onRefresh({ token, isTaken: true })
-      return found
-    } catch (error) {
-      onRefresh({ token, isTaken: false })
-      throw error
-    }
+    const consumed = consume(token)
+    const isTaken = await consumed.then(
+      () => true,
+      () => false
+    )
+    await onRefresh({ token, isTaken })
+    return consumed
   }
 }
