@@ -425,7 +425,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
             `somebody else refreshes the grant for ${account} and does not come to an end. Try again later.`
           )
         }
-        await time.sleep(policy.poll * (0.5 + Math.random()))
+await time.sleep(policy.poll * (0.5 + Math.random()))
         continue
       }
       try {
