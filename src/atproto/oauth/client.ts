@@ -1,4 +1,5 @@
 import {
+  AuthMethodUnsatisfiableError,
   NodeOAuthClient,
   OAuthCallbackError,
   OAuthResponseError,
@@ -389,6 +390,12 @@ function failureOf(error: unknown, account?: string): Error {
   if (trouble) return trouble
   const about = account === undefined ? 'the account' : account
   const code = codeOf(error)
+  if (error instanceof AuthMethodUnsatisfiableError) {
+    return new HostRefusedError(
+      `the key by which the host of ${about} knows us is not there; put the file of client keys back`,
+      { cause: error }
+    )
+  }
   if (error instanceof OAuthResponseError && error.status >= 500) {
     return new HostError(
       `the host of ${about} failed (status ${error.status}). Try again later.`,
