@@ -1,4 +1,5 @@
 export { RateLimitError, createAccountReader } from './account-reader.ts'
+export type { HostGate, HostRequest, HostVisit } from './host-gate.ts'
 export { createIdentityResolver, signingKeysIn } from './identity.ts'
 export type { IdentityResolverOptions } from './identity.ts'
 export { createSafeFetch } from './safe-fetch.ts'

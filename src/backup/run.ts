@@ -16,7 +16,7 @@ import {
   type VerifiedBlob,
 } from './blob.ts'
 import { BlockOverlay } from './block-overlay.ts'
-import { IncompleteRepoError } from './errors.ts'
+import { HostUnavailableError, IncompleteRepoError } from './errors.ts'
 import { IndexPublisher } from './index-publisher.ts'
 import type {
   AccountReader,
@@ -248,6 +248,16 @@ async function backUp(
     report,
     signal,
   })
+  /**
+   * A host that is to be left alone is asked again: what it gave goes into the
+   * Space, so that the next run does not ask for it twice.
+   */
+  const keepWork = async () => {
+    await blobs.settle()
+    await packer.flush().catch((error: unknown) => {
+      context.onWarning?.('what the host gave could not be kept', error)
+    })
+  }
   let spool: Spool | undefined
   try {
     const since = covered ? previous.backup.rev : undefined
@@ -312,6 +322,7 @@ async function backUp(
     await journal.clear()
     return result(kind, recorded.backup, recorded.event)
   } catch (error) {
+    if (error instanceof HostUnavailableError) await keepWork()
     stop.abort(error)
     await blobs.settle()
     await packer.settle()
@@ -437,6 +448,7 @@ class BlobBackup {
         for await (const cid of listed) await this.consider(cid)
       } catch (error) {
         if (signal.aborted) return
+        if (error instanceof HostUnavailableError) throw error
         this.#options.onWarning?.(
           'the host did not list the blobs of the account; those that records refer to are backed up',
           error

@@ -125,7 +125,12 @@ export interface RunStatus {
   /** How far it is, or was when it ended. */
   progress?: Progress
   outcome?: Outcome
-  error?: { name: string; message: string }
+  error?: {
+    name: string
+    message: string
+    /** Seconds from the end of the run until another is worth it. */
+    retryAfter?: number
+  }
 }
 
 export interface StatusSuccess {

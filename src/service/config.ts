@@ -200,6 +200,11 @@ export const SETTINGS = {
     'NUMBER',
     'invocations a minute by one agent; 0 for any number'
   ),
+  hostRate: setting(
+    integer(0, 1_000_000).default(480),
+    'NUMBER',
+    'requests a minute to one host of accounts, of all processes together; 0 for any number'
+  ),
   role: setting(
     z.enum(ROLES).default('all'),
     'ROLE',

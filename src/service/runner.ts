@@ -4,6 +4,7 @@ import { CAR } from '@ucanto/transport'
 import type { Logger } from 'pino'
 import {
   BackupError,
+  HostUnavailableError,
   runBackup,
   type AuthorizationJournal,
   type DID,
@@ -54,8 +55,10 @@ export interface RunnerPolicy {
 }
 
 export const RUNNER_POLICY: RunnerPolicy = {
-  lease: 30_000,
-  heartbeat: 5_000,
+  // As long as the lease of a job: whoever takes the job of a process that is
+  // gone over waits for its run, and keeps others waiting.
+  lease: 15_000,
+  heartbeat: 4_000,
   progress: 500,
   poll: 5_000,
   attempts: 20,
@@ -331,7 +334,15 @@ export function startRunner(context: RunnerContext): Runner {
       if (error instanceof StoreUnavailableError) throw error
       if (TOLD.some((kind) => error instanceof kind)) {
         const { name, message } = error as Error
-        return { error: { name, message } }
+        return {
+          error: {
+            name,
+            message,
+            ...(error instanceof HostUnavailableError
+              ? { retryAfter: error.retryAfter }
+              : {}),
+          },
+        }
       }
       log.error({ err: error }, 'run failed unexpectedly')
       return {

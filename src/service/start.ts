@@ -10,6 +10,8 @@ import {
   createIdentityResolver,
   createSafeFetch,
   type SafeFetch,
+  type HostGate,
+  type SafeFetchOptions,
 } from '../atproto/index.ts'
 import {
   CALLBACK_PATH,
@@ -63,6 +65,8 @@ import { createHealth } from './health.ts'
 import { createApp } from './http/app.ts'
 import { createOperatorsApp } from './http/operators.ts'
 import { listen, type Handle } from './http/listen.ts'
+import { createHostBudget } from './host-budget.ts'
+import { createHosts, HOST_POLICY, type HostPolicy } from './hosts.ts'
 import { createLogger } from './logger.ts'
 import { createMetrics } from './metrics.ts'
 import { createProvisioning } from './provisioning.ts'
@@ -108,6 +112,9 @@ export interface ServiceOptions {
   policy?: RunnerPolicy
   schedulerPolicy?: SchedulerPolicy
   publisherPolicy?: PublisherPolicy
+  hostPolicy?: HostPolicy
+  /** How large answers of hosts may be, and how long they may take. */
+  fetchLimits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Size of the CARs that are put into Spaces, in bytes. */
   shardSize?: number
 }
@@ -126,6 +133,8 @@ export async function startService(
     policy = RUNNER_POLICY,
     schedulerPolicy = SCHEDULER_POLICY,
     publisherPolicy = PUBLISHER_POLICY,
+    hostPolicy = HOST_POLICY,
+    fetchLimits = {},
     shardSize = DEFAULT_LIMITS.shardSize,
   }: ServiceOptions = {}
 ): Promise<RunningService> {
@@ -167,7 +176,26 @@ export async function startService(
   const url = config.publicUrl ?? new URL(`http://localhost:${http.port}`)
   const did: `did:web:${string}` = `did:web:${encodeURIComponent(url.host)}`
   const id = agent.withDID(did)
-  const pipeline = createPipeline(config, { logger, shardSize })
+  const hosts = createHosts({
+    store: stores.hosts,
+    budget: createHostBudget({
+      rate: config.hostRate,
+      period: hostPolicy.period / 1000,
+      ...(config.databaseUrl === undefined
+        ? {}
+        : { database: stores.database }),
+    }),
+    waiting: Math.max(1, Math.floor(config.concurrentRuns / 2)),
+    time,
+    logger,
+    policy: hostPolicy,
+  })
+  const pipeline = createPipeline(config, {
+    logger,
+    shardSize,
+    fetchLimits,
+    gate: hosts,
+  })
   const oauth = await createOAuthFor(url, config, {
     time,
     fetch: pipeline.safeFetch,
@@ -277,7 +305,19 @@ export async function startService(
           connection,
           decodeDelegations,
           findHost: createHostFinder(pipeline, logger),
-          policy: schedulerPolicy,
+          hosts,
+          policy: {
+            ...schedulerPolicy,
+            // Alone, it keeps room for the accounts of other hosts.
+            ...(config.databaseUrl === undefined
+              ? {
+                  perHost: Math.min(
+                    schedulerPolicy.perHost,
+                    Math.max(1, config.concurrentRuns - 1)
+                  ),
+                }
+              : {}),
+          },
         })
   if (has('scheduler')) scheduler?.sweep()
   if (has('worker')) scheduler?.work({ concurrency: config.concurrentRuns })
@@ -287,6 +327,7 @@ export async function startService(
     ...(runner ? { activeRuns: () => runner.active } : {}),
     eventStreams: () => ({ clock: watchers.size, runs: feed.size }),
     ...(engine ? { jobs: () => engine.counts() } : {}),
+    hosts: () => hosts.snapshot(),
   })
   const stopping = new AbortController()
   resources.defer(async () => {
@@ -444,7 +485,14 @@ function createAuthorizationReader({
 /** What runs need of the world. */
 function createPipeline(
   config: ServiceConfig,
-  { logger, shardSize }: { logger: Logger; shardSize: number }
+  {
+    logger,
+    shardSize,
+    fetchLimits,
+    gate,
+  }: Required<Pick<ServiceOptions, 'logger' | 'shardSize' | 'fetchLimits'>> & {
+    gate: HostGate
+  }
 ): PipelineContext & { safeFetch: SafeFetch } {
   const { allowPrivateNetwork, handleResolverUrl } = config
   if (allowPrivateNetwork) {
@@ -452,7 +500,7 @@ function createPipeline(
       'private and loopback addresses are allowed: only for local networks'
     )
   }
-  const safeFetch = createSafeFetch({ allowPrivateNetwork })
+  const safeFetch = createSafeFetch({ ...fetchLimits, allowPrivateNetwork })
   return {
     safeFetch,
     identities: createIdentityResolver({
@@ -462,7 +510,7 @@ function createPipeline(
       ...(handleResolverUrl ? { handleResolverUrl } : {}),
       onWarning: (warning) => logger.warn({ err: warning }, 'identity'),
     }),
-    accounts: createAccountReader({ fetch: safeFetch }),
+    accounts: createAccountReader({ fetch: safeFetch, gate }),
     uploadService: {
       url: config.uploadServiceUrl,
       did: config.uploadServiceDid,

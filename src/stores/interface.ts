@@ -21,6 +21,7 @@ export interface Stores extends AsyncDisposable {
   spaces: SpaceStore
   schedules: ScheduleStore
   grants: GrantStore
+  hosts: HostStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -75,6 +76,48 @@ export interface KnownSpace {
   provisioned: boolean
   /** Unix milliseconds at which the upload service said so. */
   checked: number
+}
+
+/** Why a host is left alone: it fails, it asked for it, or one looks how it is. */
+export type HostTroubleKind = 'failing' | 'limited' | 'probed'
+
+/** What is kept of a host that is not as it should be. */
+export interface HostTrouble {
+  kind: HostTroubleKind
+  /** Requests that failed since the last one that did not. */
+  failures: number
+  /** How often it was left alone since it was last as it should be. */
+  closures: number
+  /** Unix milliseconds until which nobody asks it. */
+  until: number
+}
+
+/** Hosts that are not as they should be; of all others there is nothing. */
+export interface HostStore {
+  get(host: string): Promise<HostTrouble | undefined>
+
+  /** @returns hosts that were left alone and are not yet known to be back */
+  closed(): Promise<Map<string, HostTrouble>>
+
+  /**
+   * Changes what is kept of a host. Nothing else changes it between the look
+   * and the decision.
+   *
+   * @param decide - answers what there shall be, nothing if the host is as it
+   *   should be; may be called again, and must not use the stores
+   * @returns what there is after it
+   */
+  change(
+    host: string,
+    decide: (present: HostTrouble | undefined) => HostTrouble | undefined
+  ): Promise<HostTrouble | undefined>
+
+  /**
+   * Forgets hosts that nobody has asked for long.
+   *
+   * @param before - Unix milliseconds; those that were left alone until then
+   */
+  forget(before: number): Promise<void>
 }
 
 /** Somebody took a delegation back. */
@@ -148,6 +191,8 @@ export interface Run extends RunRequest {
 export interface RunError {
   name: string
   message: string
+  /** Seconds from the end of the run until another is worth it. */
+  retryAfter?: number
 }
 
 /** A run without what it acts upon. */

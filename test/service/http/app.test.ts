@@ -324,6 +324,9 @@ describe('HTTP edge', () => {
           'backup/pause',
           'backup/resume',
           'backup/unschedule',
+          'authorization/request',
+          'authorization/list',
+          'authorization/revoke',
           'ucan/revoke',
         ],
       })
