@@ -1,5 +1,4 @@
 import {
-  AuthMethodUnsatisfiableError,
   NodeOAuthClient,
   OAuthCallbackError,
   OAuthResponseError,
@@ -287,6 +286,9 @@ export function createOAuth(options: OAuthOptions): OAuth {
 /** What the client says when another host than that of the grant answers. */
 const MOVED = 'Issuer mismatch'
 
+/** What the client throws without the key of a session, and does not export. */
+const NO_KEY = 'AuthMethodUnsatisfiableError'
+
 type SetState = (key: string, state: NodeSavedState) => void
 type SetSession = (session: NodeSavedSession) => void | Promise<void>
 
@@ -390,7 +392,7 @@ function failureOf(error: unknown, account?: string): Error {
   if (trouble) return trouble
   const about = account === undefined ? 'the account' : account
   const code = codeOf(error)
-  if (error instanceof AuthMethodUnsatisfiableError) {
+  if (error instanceof Error && error.constructor.name === NO_KEY) {
     return new HostRefusedError(
       `the key by which the host of ${about} knows us is not there; put the file of client keys back`,
       { cause: error }
