@@ -425,7 +425,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
             `somebody else refreshes the grant for ${account} and does not come to an end. Try again later.`
           )
         }
-await time.sleep(policy.poll * (0.5 + Math.random()))
+        await time.sleep(policy.poll * (0.5 + Math.random()))
         continue
       }
       try {
@@ -698,9 +698,12 @@ await time.sleep(policy.poll * (0.5 + Math.random()))
 
     async list(space) {
       const kept = await grants.list(space)
-      return kept.flatMap(({ state, ...grant }) => {
-        if (state === 'revoked') return []
+      return kept.flatMap(({ state: last, ...grant }) => {
+        if (last === 'revoked') return []
         const { account, parts, scope, created, refreshed, expiration } = grant
+        // Nobody may have looked since then.
+        const isPast = time.now() >= expiration * 1000
+        const state = isPast ? 'ended' : last
         return [
           {
             account,
