@@ -24,7 +24,6 @@ import type {
   IndexedShard,
   Link,
   MissingBlob,
-  Part,
   Revision,
   State,
   Time,
@@ -87,7 +86,7 @@ export interface NewBackup {
   blobs: Map<string, CID>
   /** All blobs that are missing now; not there if blobs were left out. */
   missing: Map<string, MissingBlob> | undefined
-  parts: Part[]
+  parts: 'blobs'[]
   /** Unix milliseconds: backups of an account stay in the order of their runs. */
   notBefore: number
   /** Shards that are in the Space and in no backup's index yet. */

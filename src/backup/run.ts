@@ -5,6 +5,7 @@ import {
   getEntry,
   latestBackup,
   loadBlockIndex,
+  PRIVATE_PARTS,
   readBackup,
   type BlockIndexReader,
 } from '../space/index.ts'
@@ -68,6 +69,12 @@ export const DEFAULT_LIMITS: BackupLimits = {
 /** Reads of a repository that changes while it is read, before giving up. */
 const MAX_READS = 3
 
+/** What is backed up where nothing is said: conversations only by name. */
+const DEFAULT_PARTS: readonly Part[] = [
+  'blobs',
+  ...PRIVATE_PARTS.filter((part) => part !== 'conversations'),
+]
+
 /** All that a run needs of the world. */
 export interface BackupContext {
   identities: IdentityResolver
@@ -89,7 +96,7 @@ export interface BackupContext {
 export interface BackupRequest {
   /** DID or handle. */
   account: string
-  /** What to back up beside the repository; all there is, if not given. */
+  /** What to back up beside the repository; all but conversations, if not given. */
   parts?: Part[]
   signal?: AbortSignal
   /** Called often, with the same object each time. */
@@ -121,7 +128,8 @@ export async function runBackup(
   const { time, reader, clock } = context
   const started = time.now()
   const requestsBefore = context.writer.requests
-  const parts = request.parts ?? ['blobs']
+  const asked = request.parts ?? DEFAULT_PARTS
+  const parts = asked.filter((part) => part === 'blobs')
   const progress: Progress = {
     stage: 'resolve',
     records: 0,

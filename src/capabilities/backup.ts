@@ -13,12 +13,19 @@ import {
   equalWith,
   narrower,
   PARTS,
+  type PrivatePart,
   SpaceDID,
 } from './common.ts'
 import type { TryLater } from './common.ts'
 import type { InsufficientDelegation, ScheduleService } from './schedule.ts'
 
-export { PARTS, type Part } from './common.ts'
+export {
+  DEFAULT_PARTS,
+  PARTS,
+  PRIVATE_PARTS,
+  type Part,
+  type PrivatePart,
+} from './common.ts'
 export * from './schedule.ts'
 
 /** All of `backup/*`. */
@@ -38,7 +45,7 @@ export const run = capability({
   nb: Schema.struct({
     /** The account: a `did:plc` or `did:web`. */
     account: AccountDID,
-    /** What to back up beside the repository; all there is, if left out. */
+    /** What to back up beside the repository; see {@link DEFAULT_PARTS}. */
     include: Schema.enum([...PARTS])
       .array()
       .optional(),
@@ -136,6 +143,8 @@ export interface RunOutcome extends Omit<RunProgress, 'stage'> {
   backup: string
   event?: string
   signature: string
+  /** What came of each private part that was asked for. */
+  private?: Partial<Record<PrivatePart, { outcome: string; detail?: string }>>
   ms: number
 }
 

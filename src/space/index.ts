@@ -107,6 +107,8 @@ export {
 export {
   type ListedBackup,
   accounts,
+  findRecovery,
+  findShare,
   latestBackup,
   listAuthorizations,
   listBackups,
@@ -121,9 +123,11 @@ export {
 export {
   type AgentAuthorization,
   addBackup,
+  addShares,
   prune,
   removeBackup,
   setAuthorization,
+  setRecovery,
 } from './mutate.ts'
 export {
   type EntriesOptions,
@@ -140,6 +144,7 @@ export {
   recipientOf,
   sealPart,
 } from './private-part.ts'
+export { PRIVATE_PARTS, isPlain, isSealed } from './private-parts.ts'
 export {
   MAX_SEALED_SIZE,
   type SealingAgent,
@@ -148,5 +153,6 @@ export {
   openAuthorization,
   sealAuthorization,
 } from './sealing.ts'
+export { decodeShare, encodeShare, readShare } from './share.ts'
 export { MAX_ACCOUNTS, decodeState, encodeState, readState } from './state.ts'
 export { TOMBSTONE, isTombstone } from './tombstone.ts'
