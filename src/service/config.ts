@@ -92,6 +92,11 @@ export const SETTINGS = {
     'FILE',
     "the service's private key; made if it is not there (service.key in the data folder if left out)"
   ),
+  clientKeyFile: setting(
+    z.string().min(1).optional(),
+    'FILE',
+    'private keys by which the service proves to hosts of accounts who it is; made if it is not there (client-keys.json in the data folder if left out)'
+  ),
   databaseUrl: setting(
     z
       .string()
@@ -238,9 +243,10 @@ type Parsed = {
 /** A service's configuration, checked and complete. */
 export interface ServiceConfig extends Omit<
   Parsed,
-  'keyFile' | 'revocationsUrl'
+  'keyFile' | 'clientKeyFile' | 'revocationsUrl'
 > {
   keyFile: string
+  clientKeyFile: string
   revocationsUrl: URL
 }
 
@@ -317,6 +323,8 @@ export function readConfig(
   return {
     ...config,
     keyFile: config.keyFile ?? join(config.dataFolder, 'service.key'),
+    clientKeyFile:
+      config.clientKeyFile ?? join(config.dataFolder, 'client-keys.json'),
     revocationsUrl:
       config.revocationsUrl ??
       new URL('/revocations/', config.uploadServiceUrl),

@@ -6,7 +6,9 @@ import type { CreateSha256 } from '../backup/sha256.ts'
 import type { RhythmLimits } from '../scheduler/index.ts'
 import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
 import type { Stores } from '../stores/index.ts'
+import type { GrantKeeper } from './grants.ts'
 import type { Provisioning } from './provisioning.ts'
+import type { Publisher } from './publisher.ts'
 import type { Rates } from './rates.ts'
 import type { Revocations } from './revocations.ts'
 import type { Runner } from './runner.ts'
@@ -24,6 +26,10 @@ export interface ServiceContext {
   watchers: Watchers
   provisioning: Provisioning
   runner: Pick<Runner, 'kick'>
+  identities: IdentityResolver
+  /** Not there where no host would let us in: at an address without https. */
+  grants: GrantKeeper | undefined
+  publisher: Pick<Publisher, 'kick'>
   time: Time
   logger: Logger
   /** How often schedules may be due. */

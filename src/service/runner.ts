@@ -5,6 +5,8 @@ import type { Logger } from 'pino'
 import {
   BackupError,
   runBackup,
+  type AuthorizationJournal,
+  type DID,
   type Outcome,
   type Part,
   type Progress,
@@ -25,6 +27,7 @@ import {
 } from '../stores/index.ts'
 import { decodeDelegations } from './authority.ts'
 import type { PipelineContext } from './context.ts'
+import type { GrantKeeper } from './grants.ts'
 import { createJournal } from './journal.ts'
 import { openReader, openSpace } from './space.ts'
 
@@ -63,6 +66,7 @@ export interface RunnerContext extends PipelineContext {
   id: Signer
   agent: Signer
   stores: Stores
+  grants?: Pick<GrantKeeper, 'pending' | 'published'> | undefined
   time: Time
   logger: Logger
   /** Connection to our own handlers: there is no way around validation. */
@@ -102,7 +106,7 @@ class AuthorityLostError extends Error {
 
 /** Starts to work off runs, also those that an earlier process left. */
 export function startRunner(context: RunnerContext): Runner {
-  const { stores, time, logger, concurrency, policy } = context
+  const { stores, grants, time, logger, concurrency, policy } = context
   const active = new Set<{ stop: AbortController; done: Promise<void> }>()
   const stopping = new AbortController()
   // The space metadata that runs read is shared by all of them.
@@ -294,6 +298,7 @@ export function startRunner(context: RunnerContext): Runner {
           ...openSpace(context, { space, proofs, signal }),
           reader,
           journal: (account) => createJournal(stores.journal, space, account),
+          ...(grants ? { authorizations: journalOf(grants, space) } : {}),
           onWarning: (message, error) => log.warn({ err: error }, message),
         },
         {
@@ -353,6 +358,23 @@ export function startRunner(context: RunnerContext): Runner {
       time.sleep(timeout, waited.signal).catch(() => {}),
     ])
     waited.abort()
+  }
+}
+
+/** Grants that are not in the Space yet go along with backups. */
+function journalOf(
+  grants: Pick<GrantKeeper, 'pending' | 'published'>,
+  space: DID
+): AuthorizationJournal {
+  return {
+    async pending(account) {
+      const pending = await grants.pending(space, account)
+      if (!pending) return undefined
+      const { agent, authorization } = pending
+      return { agent, authorization }
+    },
+    recorded: (account, { authorization }) =>
+      grants.published(space, account, authorization.seq),
   }
 }
 

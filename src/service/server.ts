@@ -9,6 +9,7 @@ import type {
 } from '@ucanto/interface'
 import { CAR } from '@ucanto/transport'
 import { Schema } from '@ucanto/validator'
+import { createAuthorizationService } from './authorizations.ts'
 import { createBackupService } from './backup.ts'
 import { createClockService } from './clock.ts'
 import type { ServiceContext } from './context.ts'
@@ -31,6 +32,7 @@ const MAX_MESSAGE_LENGTH = 4096
 /** All handlers as a plain tree: `can` is the path. */
 export function createService(context: ServiceContext) {
   return {
+    authorization: createAuthorizationService(context),
     clock: createClockService(context),
     backup: {
       ...createBackupService(context),

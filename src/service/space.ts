@@ -52,6 +52,9 @@ export function openReader({
   gateways,
   foreignFetch: fetch,
   createSha256,
-}: SpacesContext): SpaceReader {
+}: Pick<
+  SpacesContext,
+  'gateways' | 'foreignFetch' | 'createSha256'
+>): SpaceReader {
   return createSpaceReader({ gateways, fetch, createSha256 })
 }

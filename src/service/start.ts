@@ -2,18 +2,30 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { connect } from '@ucanto/client'
 import { CAR } from '@ucanto/transport'
-import type { Channel } from '@ucanto/interface'
+import type { Channel, Signer } from '@ucanto/interface'
+import { CID } from 'multiformats/cid'
 import type { Logger } from 'pino'
 import {
   createAccountReader,
   createIdentityResolver,
   createSafeFetch,
+  type SafeFetch,
 } from '../atproto/index.ts'
-import { DEFAULT_LIMITS, type Time } from '../backup/index.ts'
+import {
+  CALLBACK_PATH,
+  confidentialMetadata,
+  createOAuth,
+  isLoopback,
+  loopbackMetadata,
+  type OAuth,
+} from '../atproto/oauth/index.ts'
+import { BlockOverlay } from '../backup/block-overlay.ts'
+import { DEFAULT_LIMITS, type SpaceReader, type Time } from '../backup/index.ts'
 import type { Service } from '../capabilities/index.ts'
 import {
   createFileSpool,
   createNativeSha256,
+  loadClientKeys,
   loadKeyFile,
   PACKAGE,
   parseVerifier,
@@ -31,6 +43,11 @@ import {
   type SchedulerPolicy,
 } from '../scheduler/index.ts'
 import {
+  listAuthorizations,
+  mergeHeads,
+  type EventLink,
+} from '../space/index.ts'
+import {
   connectUploadService,
   createRevocationReader,
   type RetryPolicy,
@@ -39,15 +56,23 @@ import { openStores, type Stores } from '../stores/index.ts'
 import { decodeDelegations } from './authority.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
+import { conclude } from './conclude.ts'
 import { DataFolderError } from './errors.ts'
+import { createGrantKeeper, type GrantKeeperContext } from './grants.ts'
 import { createApp } from './http/app.ts'
 import { listen, type Handle } from './http/listen.ts'
 import { createLogger } from './logger.ts'
 import { createProvisioning } from './provisioning.ts'
+import {
+  createPublisher,
+  PUBLISHER_POLICY,
+  type PublisherPolicy,
+} from './publisher.ts'
 import { createRates } from './rates.ts'
 import { createRevocations } from './revocations.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
+import { openReader } from './space.ts'
 import { createWatchers } from './watchers.ts'
 
 /** Somebody waits for the answer: it must not take long. */
@@ -75,6 +100,7 @@ export interface ServiceOptions {
   time?: Time
   policy?: RunnerPolicy
   schedulerPolicy?: SchedulerPolicy
+  publisherPolicy?: PublisherPolicy
   /** Size of the CARs that are put into Spaces, in bytes. */
   shardSize?: number
 }
@@ -92,6 +118,7 @@ export async function startService(
     time = systemTime,
     policy = RUNNER_POLICY,
     schedulerPolicy = SCHEDULER_POLICY,
+    publisherPolicy = PUBLISHER_POLICY,
     shardSize = DEFAULT_LIMITS.shardSize,
   }: ServiceOptions = {}
 ): Promise<RunningService> {
@@ -115,6 +142,22 @@ export async function startService(
   const url = config.publicUrl ?? new URL(`http://localhost:${http.port}`)
   const did: `did:web:${string}` = `did:web:${encodeURIComponent(url.host)}`
   const id = agent.withDID(did)
+  const pipeline = createPipeline(config, { logger, shardSize })
+  const oauth = await createOAuthFor(url, config, {
+    time,
+    fetch: pipeline.safeFetch,
+  })
+  const reader = openReader(pipeline)
+  const grants =
+    oauth &&
+    createGrantKeeper({
+      agent,
+      grants: stores.grants,
+      oauth,
+      readAuthorization: createAuthorizationReader({ stores, agent, reader }),
+      time,
+      logger,
+    })
   const context = {
     id,
     agent,
@@ -161,11 +204,25 @@ export async function startService(
       logger,
     }),
     runner: { kick: () => runner?.kick() },
+    identities: pipeline.identities,
+    grants,
+    publisher: { kick: () => publisher?.kick() },
   }
   const server = await createServer(context)
   const channel = server as unknown as Channel<Service>
   const connection = () => connect({ id, codec: CAR.outbound, channel })
-  const pipeline = createPipeline(config, { logger, shardSize })
+  const publisher =
+    grants &&
+    createPublisher({
+      ...pipeline,
+      agent,
+      connection,
+      grants,
+      time,
+      logger,
+      policy: publisherPolicy,
+    })
+  publisher?.start()
   const has = (role: ServiceConfig['role']) =>
     config.role === 'all' || config.role === role
   const runner = has('worker')
@@ -197,6 +254,7 @@ export async function startService(
     stopping.abort()
     const timeout = config.drainTimeout * 1000
     await Promise.all([scheduler?.drain(timeout), runner?.drain(timeout)])
+    await publisher?.stop()
   })
   const app = createApp({
     info: {
@@ -209,6 +267,23 @@ export async function startService(
     stores,
     logger,
     maxBodySize: config.maxBodySize,
+    ...(grants && publisher
+      ? {
+          oauth: {
+            ...(isLoopback(url) ? {} : { metadata: oauth.metadata }),
+            conclude: (params: URLSearchParams) =>
+              conclude(
+                {
+                  ...context,
+                  grants,
+                  publisher,
+                  receipts: stores.receipts,
+                },
+                params
+              ),
+          },
+        }
+      : {}),
     watch: { watchers: context.watchers, time, stopping: stopping.signal },
     isDraining: () => stopping.signal.aborted,
   })
@@ -263,11 +338,62 @@ async function makeDataFolder(path: string): Promise<void> {
   }
 }
 
+/**
+ * How hosts of accounts know us: by our address, or, on the user's own
+ * machine, as nobody in particular.
+ */
+async function createOAuthFor(
+  url: URL,
+  config: ServiceConfig,
+  { time, fetch }: { time: Time; fetch: SafeFetch }
+): Promise<OAuth | undefined> {
+  const options = {
+    fetch,
+    plcUrl: config.plcUrl,
+    handleResolverUrl: config.handleResolverUrl,
+    allowHttp: config.allowPrivateNetwork,
+  }
+  if (isLoopback(url)) {
+    const callback = new URL(CALLBACK_PATH, url)
+    callback.hostname = '127.0.0.1'
+    return createOAuth({ ...options, metadata: loopbackMetadata(callback) })
+  }
+  if (url.protocol !== 'https:') return undefined
+  const keys = await loadClientKeys(config.clientKeyFile, { now: time.now() })
+  const metadata = confidentialMetadata(url, keys)
+  return createOAuth({ ...options, metadata, keys })
+}
+
+/** Reads what the Space has of the agent's own authorization. */
+function createAuthorizationReader({
+  stores,
+  agent,
+  reader,
+}: {
+  stores: Stores
+  agent: Signer
+  reader: SpaceReader
+}): GrantKeeperContext['readAuthorization'] {
+  return async (space, account) => {
+    const head = await stores.clock.head(space)
+    const overlay = new BlockOverlay(reader)
+    const { state, additions } = await mergeHeads(
+      overlay,
+      head.map((cid) => CID.parse(cid) as EventLink)
+    )
+    overlay.put(additions)
+    const [own] = await listAuthorizations(overlay, state, account, {
+      agent: agent.did(),
+    })
+    return own?.authorization
+  }
+}
+
 /** What runs need of the world. */
 function createPipeline(
   config: ServiceConfig,
   { logger, shardSize }: { logger: Logger; shardSize: number }
-): PipelineContext {
+): PipelineContext & { safeFetch: SafeFetch } {
   const { allowPrivateNetwork, handleResolverUrl } = config
   if (allowPrivateNetwork) {
     logger.warn(
@@ -276,6 +402,7 @@ function createPipeline(
   }
   const safeFetch = createSafeFetch({ allowPrivateNetwork })
   return {
+    safeFetch,
     identities: createIdentityResolver({
       plcUrl: config.plcUrl,
       fetch: safeFetch,

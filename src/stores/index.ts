@@ -1,5 +1,6 @@
 import { sql } from 'kysely'
 import { createClockStore } from './clock.ts'
+import { createGrantStore } from './grants.ts'
 import type { Stores } from './interface.ts'
 import { createJournalStore } from './journal.ts'
 import { openPostgres } from './postgres.ts'
@@ -46,6 +47,7 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
     revocations: createRevocationStore(db),
     spaces: createSpaceStore(db),
     schedules: createScheduleStore(db),
+    grants: createGrantStore(db),
     async ping() {
       await sql`select 1`.execute(db)
     },

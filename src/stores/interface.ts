@@ -20,6 +20,7 @@ export interface Stores extends AsyncDisposable {
   revocations: RevocationStore
   spaces: SpaceStore
   schedules: ScheduleStore
+  grants: GrantStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -419,4 +420,144 @@ export interface ScheduleStore {
     now: number
     limit: number
   }): Promise<{ space: string; account: string; owner: string }[]>
+}
+
+/** A request that a user has to conclude at the host of an account. */
+export interface GrantRequest {
+  /** What the host sends back: a secret until then. */
+  state: string
+  space: string
+  account: string
+  /** All that is secret about it, sealed by who asked. */
+  sealed: Uint8Array
+  /** CAR of what it was asked with. */
+  delegation: Uint8Array
+  /** Unix milliseconds. */
+  expires: number
+}
+
+/**
+ * `active`: it is used. `ended`: the host takes it no more. `revoked`: it was
+ * given back.
+ */
+export type GrantState = 'active' | 'ended' | 'revoked'
+
+/** A newer state of what a host has granted. */
+export interface GrantUpdate {
+  space: string
+  account: string
+  /** Greater than that of the state before. */
+  seq: number
+  /** For the Space, and sealed by the agent that has it. */
+  sealed: Uint8Array
+  /** Unix seconds until which there has to be another. */
+  expiration: number
+  /** Age recipient for private parts. */
+  recipient?: string | undefined
+  /** As OAuth has it. */
+  scope: string
+  /** Names of the parts that it allows. */
+  parts: string[]
+  state: GrantState
+  /** CAR of what allows to write it into the Space. */
+  delegation: Uint8Array
+  /** Unix milliseconds of the user's consent. */
+  created: number
+  /** Unix milliseconds of the last refresh. */
+  refreshed: number
+}
+
+/** What is kept of a grant. */
+export interface StoredGrant extends Omit<GrantUpdate, 'sealed'> {
+  /** Nothing, once the clock has it. */
+  sealed?: Uint8Array | undefined
+  /** Why it has ended. */
+  reason?: RunError | undefined
+  /** The `seq` that the clock has; 0 if it has none. */
+  published: number
+  /** Unix milliseconds of the last change. */
+  updated: number
+  /** Unix milliseconds of a refresh that nobody has seen the end of. */
+  refreshing?: number | undefined
+}
+
+/**
+ * What hosts have granted: at most one grant for an account in a Space. The
+ * sealed form is kept until the clock has it, and never goes back to an
+ * earlier one.
+ */
+export interface GrantStore {
+  /** Keeps a request; forgets those that have expired by `now`. */
+  addRequest(request: GrantRequest, now: number): Promise<void>
+
+  /** @returns the request, which nobody gets again */
+  takeRequest(state: string): Promise<GrantRequest | undefined>
+
+  /** @returns how many requests of the Space have not expired by `now` */
+  countRequests(space: string, now: number): Promise<number>
+
+  get(space: string, account: string): Promise<StoredGrant | undefined>
+
+  /** @returns grants of the Space, in the order of their accounts */
+  list(space: string): Promise<StoredGrant[]>
+
+  /**
+   * Keeps a newer state. Ends a refresh that is under way.
+   *
+   * @param now - Unix milliseconds
+   * @returns false when there is one that is as new, which stays
+   */
+  put(update: GrantUpdate, now: number): Promise<boolean>
+
+  /**
+   * Notes that a grant has ended, unless there is a newer one.
+   *
+   * @param end.seq - of the grant that has
+   */
+  end(
+    space: string,
+    account: string,
+    end: { seq: number; reason: RunError; now: number }
+  ): Promise<void>
+
+  /**
+   * Takes a grant to refresh it, unless somebody else has it.
+   *
+   * @param options.owner - no two that may be at work have the same
+   * @param options.now - Unix milliseconds
+   * @param options.lease - milliseconds until somebody else may take it
+   * @returns whether it was taken
+   */
+  lease(
+    space: string,
+    account: string,
+    options: { owner: string; now: number; lease: number }
+  ): Promise<boolean>
+
+  /**
+   * Notes that the request to refresh is about to be sent.
+   *
+   * @returns false when the grant is not the owner's any more
+   */
+  refreshing(
+    space: string,
+    account: string,
+    owner: string,
+    now: number
+  ): Promise<boolean>
+
+  release(space: string, account: string, owner: string): Promise<void>
+
+  /**
+   * @param options.before - Unix milliseconds
+   * @returns grants that the clock does not have, and that have not changed
+   *   since then, the oldest first
+   */
+  pending(options: {
+    before: number
+    limit: number
+  }): Promise<{ space: string; account: string }[]>
+
+  /** Notes that the clock has it; the sealed form is forgotten. */
+  published(space: string, account: string, seq: number): Promise<void>
 }

@@ -230,6 +230,59 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0009-grants': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('grant_requests')
+        .addColumn('state', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('account', 'text', (column) => column.notNull())
+        .addColumn('sealed', bytes, (column) => column.notNull())
+        .addColumn('delegation', bytes, (column) => column.notNull())
+        .addColumn('expires', 'bigint', (column) => column.notNull())
+        .execute()
+      await db.schema
+        .createIndex('grant_requests_by_space')
+        .on('grant_requests')
+        .columns(['space', 'expires'])
+        .execute()
+      await db.schema
+        .createIndex('grant_requests_by_end')
+        .on('grant_requests')
+        .columns(['expires'])
+        .execute()
+
+      await db.schema
+        .createTable('grants')
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('account', 'text', (column) => column.notNull())
+        .addColumn('seq', 'bigint', (column) => column.notNull())
+        .addColumn('sealed', bytes)
+        .addColumn('expiration', 'bigint', (column) => column.notNull())
+        .addColumn('recipient', 'text')
+        .addColumn('scope', 'text', (column) => column.notNull())
+        .addColumn('parts', 'text', (column) => column.notNull())
+        .addColumn('state', 'text', (column) => column.notNull())
+        .addColumn('reason', 'text')
+        .addColumn('delegation', bytes, (column) => column.notNull())
+        .addColumn('created', 'bigint', (column) => column.notNull())
+        .addColumn('refreshed', 'bigint', (column) => column.notNull())
+        .addColumn('updated', 'bigint', (column) => column.notNull())
+        .addColumn('published', 'bigint', (column) => column.notNull())
+        .addColumn('refreshing', 'bigint')
+        .addColumn('owner', 'text')
+        .addColumn('lease_expiration', 'bigint')
+        .addPrimaryKeyConstraint('grants_key', ['space', 'account'])
+        .execute()
+      await db.schema
+        .createIndex('grants_to_publish')
+        .on('grants')
+        .columns(['updated'])
+        .where(sql<boolean>`sealed is not null`)
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

@@ -1,4 +1,4 @@
-import type { RunState, ScheduleState } from './interface.ts'
+import type { GrantState, RunState, ScheduleState } from './interface.ts'
 
 /** Rows as both databases hold them; see `migrations.ts`. */
 export interface Tables {
@@ -24,6 +24,8 @@ export interface Tables {
   }
   jobs: JobRow
   dead_jobs: DeadJobRow
+  grant_requests: GrantRequestRow
+  grants: GrantRow
 }
 
 /** Times are Unix milliseconds; JSON is text. */
@@ -102,4 +104,39 @@ export interface ScheduleRow {
   lease_expiration: number | null
   /** The version that was claimed. */
   claimed_version: number | null
+}
+
+export interface GrantRequestRow {
+  state: string
+  space: string
+  account: string
+  sealed: Uint8Array
+  delegation: Uint8Array
+  expires: number
+}
+
+/** Times are Unix milliseconds, but for `expiration`; JSON is text. */
+export interface GrantRow {
+  space: string
+  account: string
+  seq: number
+  /** Nothing, once the clock has it. */
+  sealed: Uint8Array | null
+  /** Unix seconds. */
+  expiration: number
+  recipient: string | null
+  scope: string
+  parts: string
+  state: GrantState
+  reason: string | null
+  delegation: Uint8Array
+  created: number
+  refreshed: number
+  updated: number
+  /** The `seq` that the clock has. */
+  published: number
+  /** When a refresh was begun that nobody has seen the end of. */
+  refreshing: number | null
+  owner: string | null
+  lease_expiration: number | null
 }

@@ -45,6 +45,10 @@ const GOOD: Record<
     unset: join('bluesky-backups-data', 'service.key'),
     reads: { '/run/secrets/key': '/run/secrets/key' },
   },
+  clientKeyFile: {
+    unset: join('bluesky-backups-data', 'client-keys.json'),
+    reads: { '/run/secrets/keys': '/run/secrets/keys' },
+  },
   databaseUrl: {
     unset: undefined,
     reads: {
@@ -142,6 +146,7 @@ const BAD: Record<SettingName, string[]> = {
   dataFolder: [],
   role: ['everything', 'worker,api'],
   keyFile: [],
+  clientKeyFile: [],
   databaseUrl: ['mysql://host/db', 'hush'],
   uploadServiceUrl: URLS,
   uploadServiceDid: ['up.example', 'did:plc:x', 'did:web:', 'did:web:a b'],

@@ -98,6 +98,13 @@ describe('fuzzed requests', () => {
       agent: service,
       stores,
       runner: { kick: () => {} },
+      identities: {
+        async resolve() {
+          throw new Error('nobody is looked up')
+        },
+      },
+      grants: undefined,
+      publisher: { kick: () => {} },
       time,
       logger,
       authorities: [],

@@ -50,6 +50,13 @@ describe('server of invocations', () => {
     agent: service,
     stores,
     runner: { kick: () => {} },
+    identities: {
+      async resolve() {
+        throw new Error('nobody is looked up')
+      },
+    },
+    grants: undefined,
+    publisher: { kick: () => {} },
     time: systemTime,
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],

@@ -5,9 +5,11 @@ import { CID } from 'multiformats/cid'
 import type { Logger } from 'pino'
 import { ABILITIES } from '../../capabilities/index.ts'
 import type { ServiceInfo } from '../../client/index.ts'
+import { CALLBACK_PATH, METADATA_PATH } from '../../atproto/oauth/index.ts'
 import type { Stores } from '../../stores/index.ts'
 import { InvalidBodyError } from '../errors.ts'
 import type { InvocationServer } from '../server.ts'
+import { PAGE_HEADERS, renderPage, type Page } from './page.ts'
 import { BodyTooLargeError, readBody } from './read-body.ts'
 import { verifyBlocks } from './verify-blocks.ts'
 import { watchClock, type WatchContext } from './watch.ts'
@@ -25,6 +27,15 @@ export interface AppContext {
   logger: Logger
   /** Largest request body, in bytes. */
   maxBodySize: number
+  /** How users come back from the hosts of their accounts. */
+  oauth?: {
+    /** What hosts are told of us; not there for a loopback client. */
+    metadata?: object
+    /** Takes what a user came back with. */
+    conclude: (
+      params: URLSearchParams
+    ) => Promise<{ status: 200 | 400 | 502; page: Page }>
+  }
   watch: Pick<WatchContext, 'watchers' | 'time' | 'stopping'>
   /** Whether the service takes no more work. */
   isDraining: () => boolean
@@ -145,6 +156,20 @@ export function createApp(context: AppContext): Hono {
     })
   })
 
+  const { oauth } = context
+  if (oauth?.metadata) {
+    const { metadata } = oauth
+    app.get(METADATA_PATH, (c) => c.json(metadata))
+  }
+  if (oauth) {
+    app.get(CALLBACK_PATH, async (c) => {
+      const { status, page } = await oauth.conclude(
+        new URL(c.req.url).searchParams
+      )
+      return c.html(await renderPage(page), status, PAGE_HEADERS)
+    })
+  }
+
   app.get('/health', async (c) => {
     if (context.isDraining()) return c.json({ status: 'draining' }, 503)
     try {
@@ -170,12 +195,22 @@ export function createApp(context: AppContext): Hono {
       return c.json(problem('BodyTooLarge', error.message), 413)
     }
     logger.error({ err: error }, 'a request failed')
+    if (c.req.path === CALLBACK_PATH) {
+      return renderPage(FAILED).then((page) => c.html(page, 500, PAGE_HEADERS))
+    }
     return c.json(
       problem('InternalError', 'the service failed; its log has the reason'),
       500
     )
   })
   return app
+}
+
+const FAILED: Page = {
+  title: 'Something went wrong here',
+  text: [
+    ['The service failed, and its log has the reason. Start again later.'],
+  ],
 }
 
 function problem(name: string, message: string) {

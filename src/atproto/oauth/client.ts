@@ -1,0 +1,368 @@
+import {
+  NodeOAuthClient,
+  OAuthCallbackError,
+  OAuthResponseError,
+  TokenRefreshError,
+  type Keyset,
+  type NodeSavedSession,
+  type NodeSavedState,
+} from '@atproto/oauth-client-node'
+import { HostError } from '../../backup/errors.ts'
+import { printable } from '../printable.ts'
+import type { Fetch, SafeFetch } from '../safe-fetch.ts'
+import { GrantEndedError, hostErrorIn, HostRefusedError } from './errors.ts'
+import {
+  CONFIDENTIAL_LIFETIMES,
+  PUBLIC_LIFETIMES,
+  type GrantLifetimes,
+} from './lifetimes.ts'
+import type { ClientMetadata } from './metadata.ts'
+import { scopeFor, transitionScopeFor } from './scopes.ts'
+
+type DID = `did:${string}:${string}`
+
+/** What a host has granted, as JSON text: secret, and used by one at a time. */
+export type OAuthSession = string & { readonly brand?: 'OAuthSession' }
+
+/** What a request needs when the user comes back, as JSON text: secret. */
+export type OAuthState = string & { readonly brand?: 'OAuthState' }
+
+/**
+ * An OAuth client that keeps nothing: sessions go in and come out. Who calls
+ * makes them durable, and lets nobody else refresh at the same time.
+ */
+export interface OAuth {
+  /** What hosts are told, where it is told by us. */
+  metadata: ClientMetadata
+  lifetimes: GrantLifetimes
+
+  /**
+   * Begins the way into an account.
+   *
+   * @param options.parts - private parts that it is for
+   * @returns where the user goes, what the host sends back, and what is needed
+   *   then
+   * @throws {@link HostRefusedError} {@link HostError}
+   */
+  authorize(
+    account: DID,
+    options: { parts: Iterable<string>; signal?: AbortSignal }
+  ): Promise<{ url: URL; key: string; state: OAuthState }>
+
+  /**
+   * Takes what the user came back with.
+   *
+   * @param state - of the request that `params` names by its key
+   * @throws {@link HostRefusedError} {@link HostError}
+   */
+  callback(
+    params: URLSearchParams,
+    state: OAuthState
+  ): Promise<{ account: DID; scope: string; session: OAuthSession }>
+
+  /** @returns Unix milliseconds from which on a session has to be refreshed */
+  expirationOf(session: OAuthSession): number
+
+  /**
+   * Trades a session for the next one; the one before is worth nothing then.
+   * Nothing is done between the answer of the host and `save`.
+   *
+   * @param options.before - called just before the request is sent
+   * @param options.save - makes the new session durable; a failure of it is
+   *   thrown on, and changes nothing at the host
+   * @throws {@link GrantEndedError} {@link HostError}
+   */
+  refresh(
+    session: OAuthSession,
+    options: {
+      before: () => Promise<void>
+      save: (next: { session: OAuthSession; scope: string }) => Promise<void>
+    }
+  ): Promise<void>
+
+  /**
+   * Asks the host of the account, which answers 401 if the session does not do
+   * any more. It is not refreshed.
+   *
+   * @param pathname - and query
+   */
+  fetch(
+    session: OAuthSession,
+    pathname: string,
+    init?: RequestInit
+  ): Promise<Response>
+
+  /** Gives a grant back, as far as the host answers. */
+  revoke(session: OAuthSession): Promise<void>
+}
+
+/** What a request of the client may do, beside asking for metadata. */
+type Purpose = 'authorize' | 'callback' | 'refresh' | 'read' | 'revoke'
+
+export interface OAuthOptions {
+  metadata: ClientMetadata
+  /** Keys of a confidential client; without them it is a public one. */
+  keys?: Keyset
+  fetch: SafeFetch
+  plcUrl: URL
+  /** Host to ask for handles. */
+  handleResolverUrl?: URL | undefined
+  /** Also over plain http; for local networks only. */
+  allowHttp: boolean
+}
+
+export function createOAuth(options: OAuthOptions): OAuth {
+  const { metadata, keys } = options
+  const nonces = new Map<string, string>()
+  const dpopNonceCache = {
+    get: (origin: string) => nonces.get(origin),
+    set: (origin: string, nonce: string) => void nonces.set(origin, nonce),
+    del: (origin: string) => void nonces.delete(origin),
+  }
+
+  const createClient = (
+    purpose: Purpose,
+    stores: {
+      state?: { set?: SetState; get?: () => NodeSavedState | undefined }
+      session?: { get?: () => NodeSavedSession; set?: SetSession }
+    },
+    before?: () => Promise<void>
+  ) =>
+    new NodeOAuthClient({
+      clientMetadata: metadata,
+      ...(keys ? { keyset: keys } : {}),
+      fetch: guarded(options.fetch, purpose, before),
+      plcDirectoryUrl: options.plcUrl,
+      ...(options.handleResolverUrl
+        ? { handleResolver: options.handleResolverUrl }
+        : {}),
+      allowHttp: options.allowHttp,
+      dpopNonceCache,
+      // Who calls lets nobody else at it.
+      requestLock: (_name, work) => work(),
+      stateStore: {
+        set: async (key, state) => stores.state?.set?.(key, state),
+        get: async () => stores.state?.get?.(),
+        del: async () => {},
+      },
+      sessionStore: {
+        set: async (_account, session) => stores.session?.set?.(session),
+        get: async () => stores.session?.get?.(),
+        del: async () => {},
+      },
+    })
+
+  return {
+    metadata,
+    lifetimes: keys ? CONFIDENTIAL_LIFETIMES : PUBLIC_LIFETIMES,
+
+    async authorize(account, { parts, signal }) {
+      const asked = [...parts]
+      const begin = async (scope: string) => {
+        let saved: { key: string; state: OAuthState } | undefined
+        const client = createClient('authorize', {
+          state: {
+            set(key, state) {
+              saved = { key, state: JSON.stringify(state) }
+            },
+          },
+        })
+        const url = await client.authorize(account, {
+          scope,
+          ...(signal ? { signal } : {}),
+        })
+        if (!saved) throw new TypeError('a request without its state')
+        return { url, ...saved }
+      }
+      try {
+        return await begin(scopeFor(asked))
+      } catch (error) {
+        signal?.throwIfAborted()
+        if (codeOf(error) !== 'invalid_scope') throw failureOf(error, account)
+      }
+      // A host that knows no scopes by the names of methods.
+      try {
+        return await begin(transitionScopeFor(asked))
+      } catch (error) {
+        signal?.throwIfAborted()
+        throw failureOf(error, account)
+      }
+    },
+
+    async callback(params, state) {
+      let saved: NodeSavedSession | undefined
+      const client = createClient('callback', {
+        state: { get: () => JSON.parse(state) as NodeSavedState },
+        session: {
+          set(session) {
+            saved = session
+          },
+        },
+      })
+      try {
+        await client.callback(params)
+      } catch (error) {
+        throw failureOf(error)
+      }
+      if (!saved) throw new TypeError('a grant without a session')
+      const { sub, scope } = saved.tokenSet
+      return {
+        account: sub,
+        scope,
+        session: JSON.stringify(saved),
+      }
+    },
+
+    expirationOf(session) {
+      const { expires_at: expiration } = parse(session).tokenSet
+      return expiration === undefined ? Infinity : Date.parse(expiration)
+    },
+
+    async refresh(session, { before, save }) {
+      const present = parse(session)
+      let failure: { error: unknown } | undefined
+      const client = createClient(
+        'refresh',
+        {
+          session: {
+            get: () => present,
+            async set(next) {
+              try {
+                const { scope } = next.tokenSet
+                await save({ session: JSON.stringify(next), scope })
+              } catch (error) {
+                failure = { error }
+                throw error
+              }
+            },
+          },
+        },
+        async () => {
+          try {
+            await before()
+          } catch (error) {
+            failure = { error }
+            throw error
+          }
+        }
+      )
+      try {
+        await client.restore(present.tokenSet.sub, true)
+      } catch (error) {
+        if (failure) throw failure.error
+        throw endOf(error) ?? failureOf(error, present.tokenSet.sub)
+      }
+    },
+
+    async fetch(session, pathname, init) {
+      const { tokenSet, ...rest } = parse(session)
+      // Without an end the client does not think of refreshing it by itself.
+      const { expires_at: _expiration, ...endless } = tokenSet
+      const client = createClient('read', {
+        session: { get: () => ({ ...rest, tokenSet: endless }) },
+      })
+      const restored = await client.restore(tokenSet.sub, false)
+      return restored.fetchHandler(pathname, init)
+    },
+
+    async revoke(session) {
+      const present = parse(session)
+      const client = createClient('revoke', {
+        session: { get: () => present },
+      })
+      await client.revoke(present.tokenSet.sub)
+    },
+  }
+}
+
+type SetState = (key: string, state: NodeSavedState) => void
+type SetSession = (session: NodeSavedSession) => void | Promise<void>
+
+/**
+ * Requests that the client makes by itself and that would end a grant are not
+ * sent: it gives grants back that could not be stored, and refreshes where
+ * nobody holds the lease.
+ */
+function guarded(
+  fetch: SafeFetch,
+  purpose: Purpose,
+  before?: () => Promise<void>
+): Fetch {
+  return async (input, init = {}) => {
+    const request = input instanceof Request ? input : undefined
+    const url = new URL(request?.url ?? String(input))
+    const redirect = init.redirect ?? request?.redirect ?? 'error'
+    const options: RequestInit = {
+      ...init,
+      redirect: redirect === 'follow' ? 'error' : redirect,
+    }
+    if (url.pathname.startsWith('/xrpc/')) return fetch.stream(input, options)
+    const method = init.method ?? request?.method ?? 'GET'
+    if (method === 'POST') {
+      const form = new URLSearchParams(
+        request ? await request.clone().text() : String(init.body as string)
+      )
+      const isRefresh = form.get('grant_type') === 'refresh_token'
+      const isRevocation = form.has('token')
+      if (
+        (isRefresh && purpose !== 'refresh') ||
+        (isRevocation && purpose !== 'revoke' && purpose !== 'callback')
+      ) {
+        throw new TypeError(`a request to ${url.host} that nobody asked for`)
+      }
+      if (isRefresh) await before?.()
+    }
+    return fetch.small(input, options)
+  }
+}
+
+function parse(session: OAuthSession): NodeSavedSession {
+  return JSON.parse(session) as NodeSavedSession
+}
+
+/** What the host calls an error, in words of OAuth. */
+function codeOf(error: unknown): string | undefined {
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if (cause instanceof OAuthResponseError) return cause.error
+    if (cause instanceof OAuthCallbackError) {
+      const code = cause.params.get('error')
+      if (code !== null) return code
+    }
+  }
+  return undefined
+}
+
+/** A failure for which there is no session any more. */
+function endOf(error: unknown): GrantEndedError | undefined {
+  return error instanceof TokenRefreshError || codeOf(error) === 'invalid_grant'
+    ? new GrantEndedError(
+        `the host takes the grant no more (${said(error)}); authorize again`,
+        { cause: error }
+      )
+    : undefined
+}
+
+/** @param account - that it is about */
+function failureOf(error: unknown, account?: string): Error {
+  const trouble = hostErrorIn(error)
+  if (trouble) return trouble
+  const about = account === undefined ? 'the account' : account
+  const code = codeOf(error)
+  if (error instanceof OAuthResponseError && error.status >= 500) {
+    return new HostError(
+      `the host of ${about} failed (status ${error.status}). Try again later.`,
+      { cause: error }
+    )
+  }
+  return new HostRefusedError(
+    `the host of ${about} does not let us in (${said(error)})`,
+    { cause: error, ...(code === undefined ? {} : { code }) }
+  )
+}
+
+/** What an error says, without what may be secret in it. */
+function said(error: unknown): string {
+  const message = error instanceof Error ? error.message : String(error)
+  // A state, a token or a code is long and has no spaces.
+  return printable(message.replace(/[\w.~+/=-]{24,}/g, '…').slice(0, 300))
+}

@@ -1,0 +1,261 @@
+import assert from 'node:assert/strict'
+import type { Signer } from '@ucanto/interface'
+import {
+  BACKUP_ABILITIES,
+  type Authorization as Protocol,
+} from '../../src/capabilities/index.ts'
+import {
+  Authorization,
+  Clock,
+  readReceipt,
+  type InvocationConfig,
+} from '../../src/client/index.ts'
+import { createSha256 } from '../../src/backup/index.ts'
+import { RUNNER_POLICY } from '../../src/service/runner.ts'
+import { listAuthorizations, mergeHeads } from '../../src/space/index.ts'
+import { createSpaceReader } from '../../src/storacha/index.ts'
+import { consent } from '../network/consent.ts'
+import { startNetwork, type Account, type Network } from '../network/index.ts'
+import {
+  allow,
+  createActors,
+  failureOf,
+  startTestService,
+  type Space,
+  type TestService,
+} from './harness.ts'
+
+describe('authorizations of the service', () => {
+  const resources = new AsyncDisposableStack()
+  let network: Network
+  let service: TestService
+  let account: Account & { did: `did:plc:${string}` }
+  let bob: Account
+  let alice: Signer
+  let space: Space
+  let config: InvocationConfig
+
+  before(async () => {
+    network = resources.use(await startNetwork())
+    service = resources.use(
+      await startTestService({}, network.environment, {
+        policy: { ...RUNNER_POLICY, progress: 20, poll: 50 },
+      })
+    )
+    account = (await network.pds.createAccount({
+      handle: 'alice.test',
+    })) as typeof account
+    bob = await network.pds.createAccount({ handle: 'bob.test' })
+  })
+
+  after(() => resources.disposeAsync())
+
+  beforeEach(async () => {
+    ;({ alice, space } = await createActors())
+    await network.storacha.provision(space.did())
+    config = {
+      issuer: alice,
+      with: space.did(),
+      proofs: [await allow(space, alice, ['authorization/*', 'clock/*'])],
+    }
+  })
+
+  const request = async (
+    options: Partial<Authorization.RequestInput> = {},
+    from = config
+  ) =>
+    Authorization.request(
+      from,
+      {
+        account: account.handle,
+        delegation: await allow(space, service.agent, BACKUP_ABILITIES),
+        ...options,
+      },
+      { connection: service.connection, nonce: crypto.randomUUID() }
+    )
+
+  const requested = async (...options: Parameters<typeof request>) => {
+    const { ok, error } = await request(...options)
+    assert.equal(error, undefined, error?.message)
+    return ok
+  }
+
+  const signIn = (url: string, options = {}) =>
+    consent(new URL(url), {
+      username: account.handle,
+      password: account.password,
+      ...options,
+    })
+
+  const comeBack = async (url: URL) => {
+    const response = await fetch(url)
+    return { response, page: await response.text() }
+  }
+
+  const receiptOf = (task: Parameters<typeof readReceipt>[1]) =>
+    readReceipt({ url: service.url, info: service }, task)
+
+  const authorizations = async () => {
+    const { ok } = await Clock.head(config, {
+      connection: service.connection,
+      nonce: crypto.randomUUID(),
+    })
+    const reader = createSpaceReader({
+      gateways: [new URL(network.storacha.url)],
+      fetch: globalThis.fetch,
+      createSha256,
+    })
+    const { state } = await mergeHeads(reader, ok!.head as never)
+    return listAuthorizations(reader, state, account.did)
+  }
+
+  const list = async () => {
+    const { ok } = await Authorization.list(config, {
+      connection: service.connection,
+      nonce: crypto.randomUUID(),
+    })
+    return ok!.authorizations
+  }
+
+  it('get into the Space when the user consents', async () => {
+    const { url, task, account: did, expiration } = await requested()
+    assert.equal(did, account.did)
+    assert.ok(expiration > Date.now() / 1000)
+    assert.equal(await receiptOf(task), undefined)
+
+    const { response, page } = await comeBack(await signIn(url))
+    assert.equal(response.status, 200, page)
+    assert.match(page, /You have let Bluesky Backups in/)
+    assert.match(page, new RegExp(account.did))
+
+    const receipt = await receiptOf(task)
+    const granted = receipt?.ok as Protocol.Granted
+    assert.equal(granted.account, account.did)
+    assert.equal(granted.agent, service.agent)
+    assert.ok(granted.parts.includes('preferences'))
+    assert.ok(!granted.parts.includes('conversations'))
+
+    const [own, ...others] = await authorizations()
+    assert.deepEqual(others, [])
+    assert.equal(own?.agent, service.agent)
+    assert.equal(own?.authorization.seq, 1)
+    assert.equal(own?.authorization.expiration, granted.expiration)
+    assert.match(own?.authorization.recipient ?? '', /^age1/)
+
+    const [listed] = await list()
+    assert.equal(listed?.account, account.did)
+    assert.equal(listed?.state, 'active')
+    assert.deepEqual(listed?.parts, granted.parts)
+  })
+
+  it('are refused by the user, who is told so', async () => {
+    const { url, task } = await requested({
+      returnTo: new URL('https://alice.example/back'),
+    })
+    const back = await signIn(url, { deny: true })
+    const { response, page } = await comeBack(back)
+    assert.equal(response.status, 400)
+    assert.match(page, /You have said no/)
+    assert.match(page, /href="https:\/\/alice\.example\/back"/)
+    const failure = failureOf((await receiptOf(task))!)
+    assert.equal(failure.name, 'AuthorizationRefused')
+    assert.deepEqual(await list(), [])
+
+    const again = await comeBack(back)
+    assert.match(again.page, /not valid any more/)
+  })
+
+  it('are not for another account than was asked for', async () => {
+    const { url, task } = await requested({ account: bob.handle })
+    const { response, page } = await comeBack(await signIn(url))
+    assert.equal(response.status, 400)
+    assert.match(page, /This is another account/)
+    const failure = failureOf((await receiptOf(task))!)
+    assert.equal(failure.name, 'WrongAccount')
+    assert.match(failure.message, new RegExp(account.did))
+    assert.deepEqual(await list(), [])
+    assert.deepEqual(await authorizations(), [])
+  })
+
+  it('are concluded once, whoever comes back', async () => {
+    const { url } = await requested()
+    const back = await signIn(url)
+    assert.equal((await comeBack(back)).response.status, 200)
+    const before = await authorizations()
+    const { response, page } = await comeBack(back)
+    assert.equal(response.status, 400)
+    assert.match(page, /not valid any more/)
+    assert.deepEqual(await authorizations(), before)
+  })
+
+  it('are not concluded by nonsense', async () => {
+    for (const query of ['', '?state=x', '?state=x&code=y', '?error=z']) {
+      const { response, page } = await comeBack(
+        new URL(`/oauth/callback${query}`, service.url)
+      )
+      assert.equal(response.status, 400)
+      assert.match(page, /not valid any more/)
+      assert.match(
+        response.headers.get('content-security-policy') ?? '',
+        /default-src 'none'/
+      )
+    }
+  })
+
+  it('are given back, and nothing is left in the Space', async () => {
+    const { url } = await requested()
+    await comeBack(await signIn(url))
+    const revoke = () =>
+      Authorization.revoke(
+        config,
+        { account: account.did },
+        { connection: service.connection, nonce: crypto.randomUUID() }
+      )
+    assert.deepEqual((await revoke()).ok, { revoked: true })
+    assert.deepEqual(await list(), [])
+    assert.deepEqual((await revoke()).ok, { revoked: false })
+    for (;;) {
+      const [own] = await authorizations()
+      if (own?.authorization.seq === 2) {
+        assert.equal(own.authorization.expiration, 0)
+        assert.equal(own.authorization.recipient, undefined)
+        break
+      }
+    }
+  })
+
+  it('are refused by name where they cannot be', async () => {
+    const refused = async (options: Parameters<typeof request>[0]) => {
+      const { name } = failureOf(await request(options))
+      return name
+    }
+    assert.equal(await refused({ account: 'nobody.test' }), 'AccountNotFound')
+    assert.equal(
+      await refused({ delegation: undefined }),
+      'InsufficientDelegation'
+    )
+    for (const address of [
+      'http://alice.example/',
+      'javascript:alert(1)',
+      'https://alice:secret@alice.example/',
+    ]) {
+      assert.equal(
+        await refused({ returnTo: new URL(address) }),
+        'InvalidReturn'
+      )
+    }
+    assert.deepEqual(await list(), [])
+  })
+
+  it('leave no secret in the log', async () => {
+    const { url } = await requested()
+    const back = await signIn(url)
+    await comeBack(back)
+    const logged = service.logged()
+    for (const name of ['code', 'state']) {
+      const secret = back.searchParams.get(name)
+      assert.ok(secret && !logged.includes(secret))
+    }
+    assert.ok(!/eyJ|"d":|refresh_token|access_token/.test(logged))
+  })
+})
