@@ -1,4 +1,6 @@
 export { RateLimitError, createAccountReader } from './account-reader.ts'
+export { createPrivateReader } from './private-reader.ts'
+export type { PrivateLimits, PrivateServices } from './private-reader.ts'
 export { createIdentityResolver, signingKeysIn } from './identity.ts'
 export type { IdentityResolverOptions } from './identity.ts'
 export { createSafeFetch } from './safe-fetch.ts'
