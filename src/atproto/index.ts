@@ -1,5 +1,5 @@
 export { RateLimitError, createAccountReader } from './account-reader.ts'
-export { createPrivateReader } from './private-reader.ts'
+export { createOwnersReader, createPrivateReader } from './private-reader.ts'
 export type { PrivateLimits, PrivateServices } from './private-reader.ts'
 export { createIdentityResolver, signingKeysIn } from './identity.ts'
 export type { IdentityResolverOptions } from './identity.ts'

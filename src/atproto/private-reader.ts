@@ -5,6 +5,7 @@ import {
   PartNotOfferedError,
 } from '../backup/errors.ts'
 import type {
+  AccountReader,
   AccountSession,
   CallOptions,
   Identity,
@@ -12,6 +13,7 @@ import type {
   PrivatePart,
   PrivateReader,
 } from '../backup/interface.ts'
+import { createAccountReader } from './account-reader.ts'
 import type { Fetch } from './safe-fetch.ts'
 import { XrpcError, query } from './xrpc.ts'
 
@@ -53,6 +55,9 @@ const DEFAULT_LIMITS: PrivateLimits = {
   timeout: 10 * 60_000,
   exportTimeout: 60 * 60_000,
 }
+
+/** What is read whole of an account: bytes, and milliseconds. */
+const SMALL_ANSWER = { maxSize: 4 * 1024 * 1024, timeout: 60_000 }
 
 const PAGE_SIZE = '100'
 
@@ -238,7 +243,7 @@ class Call {
         yield chunk
       }
     } catch (error) {
-      throw toPartError(error)
+      throw toPartError(error, method)
     }
   }
 
@@ -270,8 +275,47 @@ class Call {
   }
 }
 
+/**
+ * Reads an account with a session of its owner, who may read it also when it is
+ * deactivated or taken down.
+ */
+export function createOwnersReader(session: AccountSession): AccountReader {
+  const stream = sessionFetch(session)
+  return createAccountReader({ fetch: { stream, small: capped(stream) } })
+}
+
+/** Answers that are read whole end early rather than fill the memory. */
+function capped(fetch: Fetch): Fetch {
+  return async (input, init) => {
+    const timeout = AbortSignal.timeout(SMALL_ANSWER.timeout)
+    const signal = init?.signal
+      ? AbortSignal.any([init.signal, timeout])
+      : timeout
+    const response = await fetch(input, { ...init, signal })
+    let size = 0
+    const body = response.body?.pipeThrough(
+      new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
+        transform(chunk, controller) {
+          size += chunk.length
+          if (size <= SMALL_ANSWER.maxSize) controller.enqueue(chunk)
+          else {
+            controller.error(
+              new HostError(
+                `the host of the account answered with more than ${SMALL_ANSWER.maxSize} bytes. Try again later.`
+              )
+            )
+          }
+        },
+      })
+    )
+    const { url, status, headers } = response
+    const limited = new Response(body ?? null, { status, headers })
+    return Object.defineProperty(limited, 'url', { value: url })
+  }
+}
+
 /** A fetch that goes to the host of the account, wherever the URL points. */
-export function sessionFetch(session: AccountSession): Fetch {
+function sessionFetch(session: AccountSession): Fetch {
   return async (input, init) => {
     const url = new URL(input instanceof Request ? input.url : input)
     return session.fetch(`${url.pathname}${url.search}`, init)
@@ -423,9 +467,12 @@ function parse<T>(
   throw call.invalid(method, 'a shape that the protocol does not have')
 }
 
-function toPartError(error: unknown): unknown {
+function toPartError(error: unknown, method: string): unknown {
   if (!(error instanceof XrpcError)) return error
-  const { status, message, error: name, detail } = error
+  const { status, error: name, detail } = error
+  // What else the host says may be private, and outcomes are for all to read.
+  const known = /^[A-Za-z]{1,64}$/.test(name) ? ` ${name}` : ''
+  const message = `${method} was answered with ${status}${known}`
   if (status === 401 || status === 403 || NOT_GRANTED.includes(name)) {
     return new PartNotGrantedError(
       `${message}. Authorize again to have it in backups.`,

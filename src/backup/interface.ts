@@ -316,6 +316,8 @@ export interface Outcome extends Omit<Progress, 'stage'> {
   /** CID of the event that tells the clock about it, unless unchanged. */
   event?: string
   signature: CommitSignature
+  /** What came of each private part that was asked for. */
+  private?: Partial<Record<PrivatePart, { outcome: string; detail?: string }>>
   /** Duration in milliseconds. */
   ms: number
 }

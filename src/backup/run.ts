@@ -17,7 +17,7 @@ import {
   type VerifiedBlob,
 } from './blob.ts'
 import { BlockOverlay } from './block-overlay.ts'
-import { IncompleteRepoError } from './errors.ts'
+import { AccountUnavailableError, IncompleteRepoError } from './errors.ts'
 import { IndexPublisher } from './index-publisher.ts'
 import type {
   AccountReader,
@@ -34,6 +34,7 @@ import type {
   MissingBlob,
   Outcome,
   Part,
+  PrivateParts,
   Progress,
   SpaceReader,
   SpaceWriter,
@@ -43,6 +44,14 @@ import type {
   UnknownLink,
 } from './interface.ts'
 import { Packer, type UploadCounts } from './packer.ts'
+import {
+  openAccess,
+  PrivateBackup,
+  type Access,
+  type PrivateContext,
+  type PrivateOptions,
+} from './private.ts'
+import { BackupReader } from './read.ts'
 import { readBase, recordBackup } from './record.ts'
 import { verifyRepo, type KnownBlocks, type VerifiedRepo } from './repo.ts'
 import type { CreateSha256 } from './sha256.ts'
@@ -75,6 +84,8 @@ const DEFAULT_PARTS: readonly Part[] = [
   ...PRIVATE_PARTS.filter((part) => part !== 'conversations'),
 ]
 
+const NO_ACCESS: Access = { absent: { outcome: 'not-granted' } }
+
 /** All that a run needs of the world. */
 export interface BackupContext {
   identities: IdentityResolver
@@ -87,6 +98,8 @@ export interface BackupContext {
   createSha256: CreateSha256
   time: Time
   limits: BackupLimits
+  /** Not there for an agent that reads nothing but what is public. */
+  private?: PrivateContext
   /** The agent's own grants, which go along with backups. */
   authorizations?: AuthorizationJournal
   /** Told what did not end the run but should not go unseen. */
@@ -171,9 +184,13 @@ export async function runBackup(
   ])
   const latest = await latestBackup(overlay, base.state, identity.did)
   enter('read')
-  const [previous, commit] = await Promise.all([
+  const wanted = asked.filter((part) => part !== 'blobs')
+  const opening =
+    wanted.length > 0 ? openAccess(context.private, identity.did, signal) : null
+  const [previous, { commit, accounts }, access] = await Promise.all([
     latest && loadPrevious(overlay, latest),
-    context.accounts.latestCommit(identity, { signal }),
+    readCommit(context, identity, { opening, signal }),
+    opening ?? NO_ACCESS,
   ])
   const covered =
     previous !== undefined &&
@@ -183,6 +200,7 @@ export async function runBackup(
     previous.backup.rev === commit.rev &&
     previous.backup.repo.toString() === commit.cid.toString()
   const journal = context.journal(identity.did)
+  let outcomes: PrivateParts = {}
   const result = (
     kind: Outcome['kind'],
     backup: { timestamp: string; link: Link<Backup>; value: Backup },
@@ -198,6 +216,7 @@ export async function runBackup(
       backup: backup.link.toString(),
       ...(event ? { event: event.cid.toString() } : {}),
       signature: backup.value.signature,
+      ...(wanted.length > 0 ? { private: inShort(outcomes) } : {}),
       ...counts,
       requests: context.writer.requests - requestsBefore,
       ms: time.now() - started,
@@ -212,7 +231,19 @@ export async function runBackup(
     })
   }
   const retryBlobs = parts.includes('blobs') && previous?.backup.missing
-  if (sameCommit && !retryBlobs) return unchanged(previous)
+  await using privateParts = await readPrivate(context, {
+    parts: wanted,
+    identity,
+    access,
+    blocks: overlay,
+    state: base.state,
+    previous,
+    signal,
+  })
+  outcomes = privateParts.records
+  if (sameCommit && !retryBlobs && !privateParts.isNew) {
+    return unchanged(previous)
+  }
 
   const resumed = await loadJournal(journal)
   const known: KnownBlocks = {
@@ -239,6 +270,7 @@ export async function runBackup(
   })
   const blobs = new BlobBackup({
     ...context,
+    accounts,
     identity,
     packer,
     previous: previous?.backup,
@@ -253,7 +285,7 @@ export async function runBackup(
     const since = covered ? previous.backup.rev : undefined
     let repo: VerifiedRepo | undefined
     if (!sameCommit) {
-      const read = await readRepo(context, identity, {
+      const read = await readRepo({ ...context, accounts }, identity, {
         since,
         known: previous?.index ?? new DigestTable(),
         signal,
@@ -271,6 +303,7 @@ export async function runBackup(
     // Nothing goes into the Space before the repository is verified.
     enter('blobs')
     for (const shard of resumed.shards) indexes.add(shard)
+    await privateParts.pack(packer)
     if (parts.includes('blobs')) blobs.start({ list: !sameCommit, since })
     if (repo) {
       for await (const { digest, bytes } of repo.blocks()) {
@@ -281,7 +314,7 @@ export async function runBackup(
       }
     }
     await blobs.finish()
-    if (!repo && previous && blobs.added.size === 0) {
+    if (!repo && previous && blobs.added.size === 0 && !privateParts.isNew) {
       return await unchanged(previous)
     }
     enter('upload')
@@ -300,6 +333,7 @@ export async function runBackup(
       blobs: blobs.added,
       missing: parts.includes('blobs') ? blobs.missing : undefined,
       parts: sameCommit ? previous.backup.parts : parts,
+      private: privateParts,
       notBefore: previous ? Date.parse(previous.timestamp) + 1 : 0,
       shards: [...resumed.shards, ...packer.shards],
       unpublished,
@@ -321,6 +355,77 @@ export async function runBackup(
   } finally {
     await spool?.close()
   }
+}
+
+/**
+ * Reads the commit that an account is at. One that its host gives to nobody
+ * else is read with the owner's session.
+ */
+async function readCommit(
+  { accounts, private: owner }: BackupContext,
+  identity: Identity,
+  { opening, signal }: { opening: Promise<Access> | null; signal: AbortSignal }
+): Promise<{
+  commit: Awaited<ReturnType<AccountReader['latestCommit']>>
+  accounts: AccountReader
+}> {
+  try {
+    const commit = await accounts.latestCommit(identity, { signal })
+    return { commit, accounts }
+  } catch (error) {
+    if (!(error instanceof AccountUnavailableError) || !owner) throw error
+    const access = await (opening ?? openAccess(owner, identity.did, signal))
+    if (!access.session) throw error
+    const owned = owner.accounts(access.session)
+    const commit = await owned.latestCommit(identity, { signal })
+    return { commit, accounts: owned }
+  }
+}
+
+async function readPrivate(
+  context: BackupContext,
+  {
+    previous,
+    ...options
+  }: Pick<
+    PrivateOptions,
+    'parts' | 'identity' | 'access' | 'blocks' | 'state' | 'signal'
+  > & { previous: PreviousBackup | undefined }
+): Promise<PrivateBackup> {
+  const { reader, createSha256, createSpool, onWarning } = context
+  const parts = new PrivateBackup({
+    ...options,
+    context: context.private,
+    createSha256,
+    createSpool,
+    onWarning,
+    previous:
+      previous &&
+      new BackupReader(
+        reader,
+        previous.link,
+        previous.backup,
+        previous.index,
+        createSha256
+      ),
+  })
+  try {
+    await parts.read()
+    return parts
+  } catch (error) {
+    await parts[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+/** Outcomes of private parts, without where they are. */
+function inShort(parts: PrivateParts): Outcome['private'] {
+  return Object.fromEntries(
+    Object.entries(parts).map(([part, { outcome, detail }]) => [
+      part,
+      { outcome, ...(detail === undefined ? {} : { detail }) },
+    ])
+  )
 }
 
 async function loadPrevious(
