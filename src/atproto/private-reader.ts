@@ -1,4 +1,8 @@
+import type { CID } from 'multiformats/cid'
 import { z } from 'zod'
+import { bytesEqual } from '../backup/bytes.ts'
+import { readRepoCar } from '../backup/car.ts'
+import { decodeCommit } from '../backup/commit.ts'
 import {
   HostError,
   PartNotGrantedError,
@@ -58,6 +62,8 @@ const DEFAULT_LIMITS: PrivateLimits = {
 
 /** What is read whole of an account: bytes, and milliseconds. */
 const SMALL_ANSWER = { maxSize: 4 * 1024 * 1024, timeout: 60_000 }
+
+const MAX_BLOCKS_BEFORE_COMMIT = 1000
 
 const PAGE_SIZE = '100'
 
@@ -281,7 +287,41 @@ class Call {
  */
 export function createOwnersReader(session: AccountSession): AccountReader {
   const stream = sessionFetch(session)
-  return createAccountReader({ fetch: { stream, small: capped(stream) } })
+  const accounts = createAccountReader({
+    fetch: { stream, small: capped(stream) },
+  })
+  return {
+    ...accounts,
+    async latestCommit(identity, options) {
+      try {
+        return await accounts.latestCommit(identity, options)
+      } catch (error) {
+        const { cause } = error as Error
+        if (!(cause instanceof XrpcError) || cause.status >= 500) throw error
+        // Hosts let the owner of what was taken down fetch all of it, and do
+        // not tell where it begins.
+        return findCommit(identity, await accounts.repo(identity, options))
+      }
+    },
+  }
+}
+
+/** The commit in a CAR, near its beginning; not verified. */
+async function findCommit(
+  identity: Identity,
+  chunks: AsyncIterable<Uint8Array>
+): Promise<{ cid: CID; rev: string }> {
+  const { root, blocks } = await readRepoCar(chunks)
+  let count = 0
+  for await (const { digest, bytes } of blocks) {
+    if (root && bytesEqual(digest, root.multihash.digest)) {
+      return { cid: root, rev: decodeCommit(bytes, identity.did).rev }
+    }
+    if (++count === MAX_BLOCKS_BEFORE_COMMIT) break
+  }
+  throw new HostError(
+    `${identity.pds.host} sent a repository without a commit. Try again later.`
+  )
 }
 
 /** Answers that are read whole end early rather than fill the memory. */
