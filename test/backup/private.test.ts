@@ -149,7 +149,7 @@ describe('private parts of backups', () => {
    */
   async function logIn(
     account = alice,
-    { parts = PRIVATE_PARTS as readonly string[], privileged = true } = {}
+    { parts = PRIVATE_PARTS, privileged = true } = {}
   ): Promise<AccountSession> {
     const { data } = await account.agent.com.atproto.server.createAppPassword({
       name: `backups ${crypto.randomUUID()}`,
@@ -165,10 +165,10 @@ describe('private parts of backups', () => {
     parts: readonly string[] = PRIVATE_PARTS
   ): AccountSession {
     return {
-      account: app.assertDid as DID,
+      account: app.assertDid,
       parts,
       fetch: (pathname, init) =>
-        app.sessionManager.fetchHandler(pathname, init as never),
+        app.sessionManager.fetchHandler(pathname, init),
     }
   }
 
