@@ -16,7 +16,7 @@ import { MissingEventError } from './errors.ts'
 import { printable } from './format.ts'
 import { createLastHead } from './last-head.ts'
 import type { Io } from './io.ts'
-import { openWriter } from './run.ts'
+import { openWriter } from './writer.ts'
 import type { Session } from './session.ts'
 
 /** Merges of a head that others keep moving, before leaving it as it is. */

@@ -6,6 +6,8 @@
 import { Command, CommanderError } from 'commander'
 import { PACKAGE } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
+import { createAuthorizationsCommand } from './commands/authorizations.ts'
+import { createAuthorizeCommand } from './commands/authorize.ts'
 import { createBackupCommand } from './commands/backup.ts'
 import { createClockCommand } from './commands/clock.ts'
 import { createDelegationCommand } from './commands/delegation.ts'
@@ -107,6 +109,8 @@ Example:
     createSpaceCommand,
     createDelegateCommand,
     createDelegationCommand,
+    createAuthorizeCommand,
+    createAuthorizationsCommand,
     createBackupCommand,
     createScheduleCommands,
     createClockCommand,

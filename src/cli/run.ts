@@ -6,7 +6,6 @@ import {
   runBackup,
   type Outcome,
   type Progress,
-  type SpaceWriter,
 } from '../backup/index.ts'
 import { BACKUP_ABILITIES } from '../capabilities/index.ts'
 import type { Backup as Protocol } from '../capabilities/index.ts'
@@ -17,15 +16,16 @@ import {
   systemTime,
 } from '../node/index.ts'
 import { readSettings } from '../service/config.ts'
-import { connectUploadService, createSpaceWriter } from '../storacha/index.ts'
 import { proofsFor } from './authority.ts'
 import { ServiceError } from './errors.ts'
+import { openGrants } from './grants.ts'
 import type { Io } from './io.ts'
 import { createJournal } from '../service/journal.ts'
 import { LIMIT_SETTINGS, settingFlags, type Flags } from './options.ts'
 import { askService } from './service.ts'
 import type { FoundService, Session } from './session.ts'
 import { resolveAccount } from './target.ts'
+import { openWriter } from './writer.ts'
 
 /** What a service may do for one run is over after so many seconds. */
 const RUN_LIFETIME = 24 * 60 * 60
@@ -43,29 +43,6 @@ export interface RunOptions {
   flags: Flags
   /** DID or handle. */
   account: string
-}
-
-/** Opens the Space for writing, by the agent's own power. */
-export function openWriter(session: Session, signal: AbortSignal): SpaceWriter {
-  const { config, client } = session
-  const space = session.space()
-  const service = connectUploadService(
-    {
-      url: config.uploadServiceUrl,
-      did: config.uploadServiceDid,
-      receiptsUrl: config.receiptsUrl,
-    },
-    { signal }
-  )
-  return createSpaceWriter(
-    service,
-    {
-      issuer: client.agent.issuer,
-      space,
-      proofs: proofsFor(client, space, BACKUP_ABILITIES),
-    },
-    { sha256: createNativeSha256 }
-  )
 }
 
 /** Backs an account up in this process, by the agent's own power. */
@@ -93,6 +70,7 @@ export async function runHere(
       createSha256: createNativeSha256,
       time: systemTime,
       limits: { ...DEFAULT_LIMITS, ...limits },
+      authorizations: (await openGrants(session)).journal,
       onWarning: (message) => session.warn(message),
     },
     { account, signal: io.signal, onProgress }

@@ -95,7 +95,8 @@ export function createAuthorizationService(
     revoke: provide(Authorization.revoke, async ({ capability }) => {
       const { with: space, nb } = capability
       const revoked = (await grants?.revoke(space, nb.account)) ?? false
-      if (revoked) publisher.kick()
+      // What is in the Space is the user's word; it is told at once.
+      if (revoked) await publisher.publish(space, nb.account)
       return ok({ revoked })
     }),
   }

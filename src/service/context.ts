@@ -29,7 +29,7 @@ export interface ServiceContext {
   identities: IdentityResolver
   /** Not there where no host would let us in: at an address without https. */
   grants: GrantKeeper | undefined
-  publisher: Pick<Publisher, 'kick'>
+  publisher: Pick<Publisher, 'publish'>
   time: Time
   logger: Logger
   /** How often schedules may be due. */

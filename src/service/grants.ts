@@ -214,6 +214,8 @@ const grantSchema = z.object({
   created: z.number(),
   /** Unix milliseconds of the last refresh. */
   refreshed: z.number(),
+  /** Unix milliseconds until which the session is good. */
+  until: z.number(),
 })
 
 type SealedGrant = z.infer<typeof grantSchema>
@@ -363,8 +365,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     return isEmpty(value) ? undefined : grantSchema.parse(value)
   }
 
-  const isFresh = ({ session }: Held) =>
-    oauth.expirationOf(session) - policy.margin > time.now()
+  const isFresh = ({ until }: Held) => until - policy.margin > time.now()
 
   /**
    * A session that can be used.
@@ -377,17 +378,20 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     { stale, delegation }: { stale?: number; delegation?: Uint8Array } = {}
   ): Promise<Held | undefined> => {
     const owner = crypto.randomUUID()
-    const deadline = time.now() + policy.wait
-    let isRefreshed = false
+    const began = time.now()
+    let renewed: number | undefined
     for (;;) {
       const found = await load(space, account, delegation)
       if (!found) return undefined
       const { held } = found
-      if (held.seq !== stale && (isRefreshed || isFresh(held))) return held
+      // Some hosts give sessions that end sooner than the margin.
+      const isNew = renewed !== undefined && held.seq > renewed
+      if (held.seq !== stale && (isNew || isFresh(held))) return held
+      renewed ??= held.seq
       const { lease } = policy
       const now = time.now()
       if (!(await grants.lease(space, account, { owner, now, lease }))) {
-        if (now >= deadline) {
+        if (now >= began + policy.wait) {
           throw new HostError(
             `somebody else refreshes the grant for ${account} and does not come to an end. Try again later.`
           )
@@ -404,9 +408,6 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       } finally {
         await grants.release(space, account, owner)
       }
-      stale = held.seq
-      // Some hosts give sessions that end sooner than the margin.
-      isRefreshed = true
     }
   }
 
@@ -438,6 +439,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
             session,
             scope,
             refreshed: time.now(),
+            until: time.now() + oauth.lifetimeOf(session),
           }
           const seq = held.seq + 1
           const { delegation } = stored
@@ -570,6 +572,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         scopeVersion: SCOPE_VERSION,
         created: now,
         refreshed: now,
+        until: now + oauth.lifetimeOf(session),
       }
       const before = await loadQuietly(space, account)
       for (;;) {

@@ -21,7 +21,7 @@ export interface PublisherPolicy {
 export const PUBLISHER_POLICY: PublisherPolicy = {
   patience: 15 * 60_000,
   interval: 60_000,
-  timeout: 60_000,
+  timeout: 20_000,
   batch: 100,
 }
 
@@ -41,8 +41,6 @@ export interface PublisherContext extends SpacesContext {
 export interface Publisher {
   /** Looks from now on. */
   start(): void
-  /** Tells that there may be something to do at once. */
-  kick(): void
   /**
    * Writes the authorization for one account, if it is not in the Space yet.
    *
@@ -57,7 +55,6 @@ export function createPublisher(context: PublisherContext): Publisher {
   const { grants, time, logger, policy } = context
   const reader = openReader(context)
   const stopping = new AbortController()
-  let working: Promise<void> | undefined
   let looking: Promise<void> | undefined
 
   const publish = async (space: DID, account: DID): Promise<boolean> => {
@@ -96,8 +93,8 @@ export function createPublisher(context: PublisherContext): Publisher {
     return true
   }
 
-  const publishAll = async (patience: number) => {
-    const due = await grants.pendingOlderThan(time.now() - patience, {
+  const publishDue = async () => {
+    const due = await grants.pendingOlderThan(time.now() - policy.patience, {
       limit: policy.batch,
     })
     for (const { space, account } of due) {
@@ -105,32 +102,22 @@ export function createPublisher(context: PublisherContext): Publisher {
       await publish(space, account)
     }
   }
-  const look = (patience: number): Promise<void> =>
-    (working ??= publishAll(patience)
-      .catch((error: unknown) => {
+  const look = async () => {
+    while (!stopping.signal.aborted) {
+      await publishDue().catch((error: unknown) => {
         logger.error({ err: error }, 'looking for authorizations failed')
       })
-      .finally(() => {
-        working = undefined
-      }))
-  const lookForever = async () => {
-    while (!stopping.signal.aborted) {
-      await look(policy.patience)
       await time.sleep(policy.interval, stopping.signal).catch(() => {})
     }
   }
 
   return {
     start() {
-      looking ??= lookForever()
-    },
-    kick() {
-      if (!stopping.signal.aborted) void look(0)
+      looking ??= look()
     },
     publish,
     async stop() {
       stopping.abort()
-      await working
       await looking
     },
   }

@@ -66,6 +66,7 @@ import { createProvisioning } from './provisioning.ts'
 import {
   createPublisher,
   PUBLISHER_POLICY,
+  type Publisher,
   type PublisherPolicy,
 } from './publisher.ts'
 import { createRates } from './rates.ts'
@@ -206,7 +207,10 @@ export async function startService(
     runner: { kick: () => runner?.kick() },
     identities: pipeline.identities,
     grants,
-    publisher: { kick: () => publisher?.kick() },
+    publisher: {
+      publish: async (...input: Parameters<Publisher['publish']>) =>
+        (await publisher?.publish(...input)) ?? false,
+    },
   }
   const server = await createServer(context)
   const channel = server as unknown as Channel<Service>

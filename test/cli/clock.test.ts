@@ -7,7 +7,7 @@ import { openStores } from '../../src/stores/index.ts'
 import { createSha256 } from '../../src/backup/index.ts'
 import { shardDigestOf } from '../../src/backup/packer.ts'
 import { ShardBuilder } from '../../src/backup/shard.ts'
-import { openWriter } from '../../src/cli/run.ts'
+import { openWriter } from '../../src/cli/writer.ts'
 import { openSession } from '../../src/cli/session.ts'
 import type { RunningService } from '../../src/service/index.ts'
 import {

@@ -104,7 +104,7 @@ describe('fuzzed requests', () => {
         },
       },
       grants: undefined,
-      publisher: { kick: () => {} },
+      publisher: { publish: async () => false },
       time,
       logger,
       authorities: [],

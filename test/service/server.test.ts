@@ -56,7 +56,7 @@ describe('server of invocations', () => {
       },
     },
     grants: undefined,
-    publisher: { kick: () => {} },
+    publisher: { publish: async () => false },
     time: systemTime,
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],

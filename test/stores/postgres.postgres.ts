@@ -9,6 +9,7 @@ import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
+import { grantStoreContract } from './contract/grants.ts'
 import { scheduleStoreContract } from './contract/schedules.ts'
 import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
@@ -50,6 +51,7 @@ describe('stores on PostgreSQL', () => {
   describe('clock', () => bind(clockStoreContract, createSchema))
   describe('runs', () => bind(runStoreContract, createSchema))
   describe('receipts', () => bind(receiptStoreContract, createSchema))
+  describe('grants', () => bind(grantStoreContract, createSchema))
   describe('schedules', () => bind(scheduleStoreContract, createSchema))
   describe('spaces', () => bind(spaceStoreContract, createSchema))
   describe('revocations', () => bind(revocationStoreContract, createSchema))

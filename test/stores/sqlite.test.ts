@@ -25,6 +25,7 @@ import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
+import { grantStoreContract } from './contract/grants.ts'
 import { scheduleStoreContract } from './contract/schedules.ts'
 import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
@@ -58,6 +59,7 @@ describe('stores on SQLite', () => {
       describe('clock', () => bind(clockStoreContract, createDatabase))
       describe('runs', () => bind(runStoreContract, createDatabase))
       describe('receipts', () => bind(receiptStoreContract, createDatabase))
+      describe('grants', () => bind(grantStoreContract, createDatabase))
       describe('schedules', () => bind(scheduleStoreContract, createDatabase))
       describe('spaces', () => bind(spaceStoreContract, createDatabase))
       describe('revocations', () =>

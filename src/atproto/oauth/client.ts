@@ -60,8 +60,8 @@ export interface OAuth {
     state: OAuthState
   ): Promise<{ account: DID; scope: string; session: OAuthSession }>
 
-  /** @returns Unix milliseconds from which on a session has to be refreshed */
-  expirationOf(session: OAuthSession): number
+  /** @returns milliseconds from now on that a session is good for */
+  lifetimeOf(session: OAuthSession): number
 
   /**
    * Trades a session for the next one; the one before is worth nothing then.
@@ -95,6 +95,9 @@ export interface OAuth {
   /** Gives a grant back, as far as the host answers. */
   revoke(session: OAuthSession): Promise<void>
 }
+
+/** Milliseconds that a session is used for whose host does not tell. */
+const MAX_LIFETIME = 60 * 60_000
 
 /** What a request of the client may do, beside asking for metadata. */
 type Purpose = 'authorize' | 'callback' | 'refresh' | 'read' | 'revoke'
@@ -213,9 +216,11 @@ export function createOAuth(options: OAuthOptions): OAuth {
       }
     },
 
-    expirationOf(session) {
+    lifetimeOf(session) {
       const { expires_at: expiration } = parse(session).tokenSet
-      return expiration === undefined ? Infinity : Date.parse(expiration)
+      return expiration === undefined
+        ? MAX_LIFETIME
+        : Date.parse(expiration) - Date.now()
     },
 
     async refresh(session, { before, save }) {

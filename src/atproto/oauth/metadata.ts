@@ -62,8 +62,6 @@ export function loopbackMetadata(redirect: URL): ClientMetadata {
   }
 }
 
-type Redirect = `http://127.0.0.1${string}`
-
 /** Whether a service at this address can only be a loopback client. */
 export function isLoopback({ protocol, hostname }: URL): boolean {
   return (

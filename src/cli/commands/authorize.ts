@@ -15,11 +15,12 @@ import { formatExpiration, formatFields, printable } from '../format.ts'
 import { printLine, type Io } from '../io.ts'
 import { createIssuedDelegations, issuedFolder } from '../issued.ts'
 import { openBrowser } from '../open-browser.ts'
+import { authorizeHere } from '../grants.ts'
 import { readExpiration } from '../options.ts'
 import { INCLUDE_HELP, readParts } from '../parts.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
-import { normalizeAccount } from '../target.ts'
+import { normalizeAccount, resolveAccount } from '../target.ts'
 
 const DEFAULT_LIFETIME = '365d'
 
@@ -60,7 +61,14 @@ export function createAuthorizeCommand(
             '--expires-in is for the service; leave it out, or --here'
           )
         }
-        throw new UsageError('--here is not there yet')
+        const account = await resolveAccount(session, word, io.signal)
+        const granted = await authorizeHere(session, {
+          account,
+          include,
+          show,
+          signal: io.signal,
+        })
+        return describe({ ...granted, agent: session.client.did() })
       }
       const expiration = readExpiration(
         (flags['expiresIn'] as string | undefined) ?? DEFAULT_LIFETIME

@@ -1,0 +1,243 @@
+import type { Command } from 'commander'
+import type { Authorization as Protocol } from '../../capabilities/index.ts'
+import { Authorization } from '../../client/index.ts'
+import { listAuthorizations, type DID } from '../../space/index.ts'
+import { proofsFor } from '../authority.ts'
+import { agentCommand, type CommandContext } from '../command.ts'
+import { formatExpiration, formatTable, printable } from '../format.ts'
+import { openGrants } from '../grants.ts'
+import { askService } from '../service.ts'
+import type { Session } from '../session.ts'
+import { findAccount, resolveAccount, viewSpace } from '../target.ts'
+
+/** Milliseconds before its end from which on a grant is to be renewed. */
+const RENEWAL_WINDOW = 7 * 24 * 60 * 60 * 1000
+
+/** A grant, as far as this agent can tell. */
+interface Known {
+  account: string
+  agent: string
+  who: 'this agent' | 'the service' | 'another agent'
+  state: 'active' | 'ended'
+  reason?: { name: string; message: string }
+  /** Unknown of other agents: only they can open what is in the Space. */
+  parts?: string[]
+  scope?: string
+  /** ISO 8601. */
+  refreshed?: string
+  /** ISO 8601; there has to be another grant by then. */
+  reauthorizeBy: string
+  /** What renews it, if it has ended or is about to. */
+  renew?: string
+}
+
+/** `authorizations`: who is let into which account, and ending that. */
+export function createAuthorizationsCommand(
+  program: Command,
+  context: CommandContext
+): void {
+  const command = program
+    .command('authorizations')
+    .description('who is let into which account, and ending that')
+  agentCommand<[string | undefined]>(
+    command
+      .command('ls')
+      .description('list who is let into which account, and until when')
+      .argument('[account]', 'handle or DID (default: all)'),
+    context,
+    'bluesky-backups authorizations ls\nbluesky-backups authorizations ls alice.bsky.social --json',
+    async ({ session }, word) => {
+      const known = await listKnown(session, word)
+      return {
+        json: { space: session.space(), authorizations: known },
+        text:
+          known.length === 0
+            ? 'nobody is let into an account; let the service in with `bluesky-backups authorize HANDLE`'
+            : [tableOf(known), ...known.flatMap(noteOn)].join('\n'),
+      }
+    }
+  )
+  agentCommand<[string]>(
+    command
+      .command('revoke')
+      .description(
+        'give a grant back to the host of the account: the service’s, or this agent’s'
+      )
+      .argument('<account>', 'handle or DID')
+      .option('--here', 'that of this agent, not the service’s'),
+    context,
+    'bluesky-backups authorizations revoke alice.bsky.social\nbluesky-backups authorizations revoke alice.bsky.social --here',
+    async ({ session, flags, io }, word) => {
+      const account = await resolveAccount(session, word, io.signal)
+      const here = flags['here'] === true
+      const revoked = here
+        ? await revokeHere(session, account, io.signal)
+        : await revokeAtService(session, account)
+      const who = here ? 'this agent' : 'the service'
+      return {
+        json: { account, revoked },
+        text: revoked
+          ? `${who} is not let into ${account} any more; what is public is backed up all the same`
+          : `${who} was not let into ${account}`,
+      }
+    }
+  )
+}
+
+async function listKnown(
+  session: Session,
+  word: string | undefined
+): Promise<Known[]> {
+  const { client, config } = session
+  const space = session.space()
+  const view = await viewSpace(session)
+  const { keeper } = await openGrants(session)
+  const own = await keeper.list(space)
+  const service = config.serviceUrl ? await session.service() : undefined
+  const served = service ? await listAtService(session) : []
+  const accounts =
+    word === undefined
+      ? new Set<string>([
+          ...view.accounts,
+          ...[...own, ...served].map(({ account }) => account),
+        ])
+      : new Set<string>([await findAccount(session, view, word)])
+  const known: Known[] = []
+  for (const account of [...accounts].sort()) {
+    const inSpace = await listAuthorizations(
+      view.blocks,
+      view.state,
+      account as DID
+    )
+    // The agents themselves know better than the Space how it stands.
+    const told = [...own, ...served].filter((each) => each.account === account)
+    const others = inSpace.filter(
+      ({ agent, authorization }) =>
+        authorization.expiration > 0 &&
+        !told.some((each) => each.agent === agent)
+    )
+    known.push(
+      ...told.map((grant) =>
+        knownOf(
+          grant,
+          grant.agent === client.did() ? 'this agent' : 'the service'
+        )
+      ),
+      ...others.map(({ agent, authorization }): Known => ({
+        account,
+        agent,
+        who:
+          agent === client.did()
+            ? 'this agent'
+            : agent === service?.info.agent
+              ? 'the service'
+              : 'another agent',
+        state:
+          authorization.expiration * 1000 > Date.now() ? 'active' : 'ended',
+        reauthorizeBy: timeOf(authorization.expiration * 1000),
+      }))
+    )
+  }
+  return known
+}
+
+function knownOf(grant: Protocol.Grant, who: Known['who']): Known {
+  const { account, agent, state, parts, scope, refreshed, expiration } = grant
+  const isEnding =
+    state === 'ended' || expiration * 1000 - Date.now() < RENEWAL_WINDOW
+  return {
+    account,
+    agent,
+    who,
+    state,
+    ...(grant.reason ? { reason: grant.reason } : {}),
+    parts,
+    scope,
+    refreshed: timeOf(refreshed),
+    reauthorizeBy: timeOf(expiration * 1000),
+    ...(isEnding
+      ? {
+          renew: `bluesky-backups authorize ${account}${who === 'this agent' ? ' --here' : ''}`,
+        }
+      : {}),
+  }
+}
+
+async function listAtService(session: Session): Promise<Protocol.Grant[]> {
+  const { client } = session
+  const space = session.space()
+  const { connection } = await session.service()
+  const { authorizations } = await askService(() =>
+    Authorization.list(
+      {
+        issuer: client.agent.issuer,
+        with: space,
+        proofs: proofsFor(client, space, ['authorization/list']),
+      },
+      { connection, nonce: crypto.randomUUID() }
+    )
+  )
+  return authorizations
+}
+
+async function revokeAtService(
+  session: Session,
+  account: DID
+): Promise<boolean> {
+  const { client } = session
+  const space = session.space()
+  const { connection } = await session.service()
+  const { revoked } = await askService(() =>
+    Authorization.revoke(
+      {
+        issuer: client.agent.issuer,
+        with: space,
+        proofs: proofsFor(client, space, ['authorization/revoke']),
+      },
+      { account },
+      { connection, nonce: crypto.randomUUID() }
+    )
+  )
+  return revoked
+}
+
+async function revokeHere(
+  session: Session,
+  account: DID,
+  signal: AbortSignal
+): Promise<boolean> {
+  const grants = await openGrants(session)
+  const revoked = await grants.keeper.revoke(session.space(), account)
+  await grants.publish(account, signal)
+  return revoked
+}
+
+function tableOf(known: Known[]): string {
+  return formatTable(
+    ['ACCOUNT', 'WHO', 'STATE', 'GRANTED', 'LAST REFRESH', 'RE-AUTHORIZE BY'],
+    known.map(({ account, agent, who, state, parts, refreshed, ...grant }) => [
+      printable(account),
+      who === 'another agent' ? printable(agent) : who,
+      state,
+      parts ? printable(parts.join(', ')) || 'nothing private' : 'unknown here',
+      refreshed ?? 'unknown here',
+      grant.reauthorizeBy,
+    ])
+  )
+}
+
+function noteOn({ account, who, state, reason, renew }: Known): string[] {
+  if (renew === undefined) return []
+  const why = reason ? ` (${reason.message.replace(/\s+/g, ' ')})` : ''
+  const how = state === 'ended' ? 'has ended' : 'ends soon'
+  return [
+    printable(
+      `RE-AUTHORIZE: what ${who} was granted for ${account} ${how}${why}; renew it with \`${renew}\``
+    ),
+  ]
+}
+
+/** @param time - Unix milliseconds */
+function timeOf(time: number): string {
+  return formatExpiration(Math.floor(time / 1000))
+}

@@ -1,0 +1,208 @@
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { pino } from 'pino'
+import {
+  CALLBACK_PATH,
+  createOAuth,
+  loopbackMetadata,
+} from '../atproto/oauth/index.ts'
+import {
+  DEFAULT_LIMITS,
+  recordChange,
+  type AuthorizationJournal,
+} from '../backup/index.ts'
+import { createNativeSha256, systemTime } from '../node/index.ts'
+import {
+  createGrantKeeper,
+  GrantRequestError,
+  type ConcludedRequest,
+  type GrantKeeper,
+} from '../service/grants.ts'
+import { PAGE_HEADERS, renderPage, type Page } from '../service/http/page.ts'
+import {
+  listAuthorizations,
+  setAuthorization,
+  type DID,
+} from '../space/index.ts'
+import type { Session } from './session.ts'
+import { viewSpace } from './target.ts'
+import { openWriter } from './writer.ts'
+
+/** Hosts send users back to this machine, and nowhere else. */
+const LOOPBACK = '127.0.0.1'
+
+/** What the agent was let into by its user. */
+export interface AgentGrants {
+  keeper: GrantKeeper
+  /** Grants go along with backups that the agent makes. */
+  journal: AuthorizationJournal
+  /** Writes what is not in the Space yet. */
+  publish(account: DID, signal: AbortSignal): Promise<void>
+}
+
+/**
+ * Opens the grants of the agent itself.
+ *
+ * @param port - that users come back to
+ */
+export async function openGrants(
+  session: Session,
+  { port = 0 }: { port?: number } = {}
+): Promise<AgentGrants> {
+  const { client, config, fetch } = session
+  const space = session.space()
+  const agent = client.agent.issuer
+  const stores = await session.stores()
+  const redirect = new URL(CALLBACK_PATH, `http://${LOOPBACK}:${port || 1}`)
+  const keeper = createGrantKeeper({
+    agent,
+    grants: stores.grants,
+    oauth: createOAuth({
+      metadata: loopbackMetadata(redirect),
+      fetch,
+      plcUrl: config.plcUrl,
+      handleResolverUrl: config.handleResolverUrl,
+      allowHttp: config.allowPrivateNetwork,
+    }),
+    readAuthorization: async (_space, account) => {
+      const { blocks, state } = await viewSpace(session)
+      const [own] = await listAuthorizations(blocks, state, account, {
+        agent: agent.did(),
+      })
+      return own?.authorization
+    },
+    time: systemTime,
+    logger: pino({ level: 'silent' }),
+  })
+  const journal: AuthorizationJournal = {
+    async pending(account) {
+      const pending = await keeper.pending(space, account)
+      if (!pending) return undefined
+      const { agent, authorization } = pending
+      return { agent, authorization }
+    },
+    recorded: (account, { authorization }) =>
+      keeper.published(space, account, authorization.seq),
+  }
+  return {
+    keeper,
+    journal,
+    async publish(account, signal) {
+      const pending = await journal.pending(account)
+      if (!pending) return
+      await recordChange(
+        {
+          writer: openWriter(session, signal),
+          reader: session.reader,
+          clock: await session.clock(),
+          createSha256: createNativeSha256,
+          time: systemTime,
+          limits: DEFAULT_LIMITS,
+          onWarning: (message) => session.warn(message),
+        },
+        (fetcher, state) =>
+          setAuthorization(fetcher, state, { account, ...pending }),
+        { signal }
+      )
+      await journal.recorded(account, pending)
+    },
+  }
+}
+
+/**
+ * Lets the agent into an account: the user signs in at its host, and comes
+ * back to a server on this machine, which is there for as long as it takes.
+ *
+ * @param options.show - is told where the user goes
+ * @throws {@link GrantRequestError}
+ */
+export async function authorizeHere(
+  session: Session,
+  {
+    account,
+    include,
+    show,
+    signal,
+  }: {
+    account: DID
+    include: readonly string[] | undefined
+    show: (url: URL) => void
+    signal: AbortSignal
+  }
+): Promise<ConcludedRequest> {
+  const { promise, resolve, reject } = Promise.withResolvers<ConcludedRequest>()
+  // Nobody waits for it while the server starts.
+  promise.catch(() => {})
+  let grants: AgentGrants | undefined
+  const server = createServer((request, response) => {
+    const url = new URL(request.url ?? '/', `http://${LOOPBACK}`)
+    const answer = async () => {
+      if (url.pathname !== CALLBACK_PATH || !grants) {
+        response.writeHead(404).end()
+        return
+      }
+      let status = 200
+      let page = DONE
+      try {
+        const granted = await grants.keeper.conclude(url.searchParams)
+        await grants.publish(granted.account, signal)
+        resolve(granted)
+      } catch (error) {
+        status = 400
+        const { message } = error as Error
+        page = { title: 'This agent was not let in', text: [[message]] }
+        // Anybody may call with nonsense; who was asked is still to come.
+        const isOurs = !(error instanceof GrantRequestError) || error.request
+        if (isOurs) reject(error)
+      }
+      response.writeHead(status, {
+        ...PAGE_HEADERS,
+        'content-type': 'text/html; charset=utf-8',
+        connection: 'close',
+      })
+      response.end(await renderPage(page))
+    }
+    answer().catch(reject)
+  })
+  server.listen(0, LOOPBACK)
+  await once(server, 'listening', { signal })
+  const abort = () => reject(signal.reason as Error)
+  signal.addEventListener('abort', abort, { once: true })
+  try {
+    const { port } = server.address() as AddressInfo
+    grants = await openGrants(session, { port })
+    const { url, expiration } = await grants.keeper.request({
+      space: session.space(),
+      account,
+      ...(include ? { include } : {}),
+      delegation: new Uint8Array(),
+    })
+    show(url)
+    const late = setTimeout(
+      () => {
+        reject(
+          new GrantRequestError(
+            'AuthorizationExpired',
+            'nobody has signed in and consented in time; start again'
+          )
+        )
+      },
+      expiration * 1000 - Date.now()
+    )
+    try {
+      return await promise
+    } finally {
+      clearTimeout(late)
+    }
+  } finally {
+    signal.removeEventListener('abort', abort)
+    server.close()
+    server.closeIdleConnections()
+  }
+}
+
+const DONE: Page = {
+  title: 'You have let this agent in',
+  text: [['You can close this page, and go on in the terminal.']],
+}

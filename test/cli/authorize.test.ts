@@ -1,0 +1,154 @@
+import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { RunningService } from '../../src/service/index.ts'
+import { consent } from '../network/consent.ts'
+import { startNetwork, type Account, type Network } from '../network/index.ts'
+import { Agent, createFolder, startTestService } from './harness.ts'
+
+describe('authorizing on the command line', () => {
+  const resources = new AsyncDisposableStack()
+  let network: Network
+  let service: RunningService
+  let folder: string
+  let account: Account
+  let alice: Agent
+
+  before(async () => {
+    folder = resources.use(await createFolder()).path
+    network = resources.use(await startNetwork())
+    service = resources.use(
+      await startTestService(network, join(folder, 'service'))
+    )
+    account = await network.pds.createAccount({ handle: 'alice.test' })
+    alice = new Agent(join(folder, 'alice'), {
+      ...network.environment,
+      BLUESKY_BACKUPS_SERVICE_URL: service.url.href,
+    })
+    await alice.json(['login', 'alice@example.com'])
+    await alice.json(['space', 'create', 'backups'])
+  })
+
+  after(() => resources.disposeAsync())
+
+  /** Runs the command, and does what the user does at the host meanwhile. */
+  const authorize = async (words: string[], options = {}) => {
+    const visited = Promise.withResolvers<Response>()
+    visited.promise.catch(() => {})
+    let shown = ''
+    const visit = (text: string) => {
+      shown += text
+      const [url] = /http:\S+/.exec(shown) ?? []
+      if (url === undefined || !shown.includes('waiting')) return
+      shown = ''
+      consent(new URL(url), {
+        username: account.handle,
+        password: account.password,
+        ...options,
+      })
+        .then((back) => fetch(back))
+        .then(visited.resolve, visited.reject)
+    }
+    const finished = await alice.run(['authorize', ...words], {
+      onStderr: visit,
+    })
+    if (finished.code === 2) visited.reject(new Error(finished.stdout))
+    return { finished, response: await visited.promise }
+  }
+
+  it('lists nobody at first', async () => {
+    const { stdout } = await alice.run(['authorizations', 'ls'])
+    assert.match(stdout, /nobody is let into an account/)
+  })
+
+  it('lets the service in', async () => {
+    const { finished, response } = await authorize([account.handle])
+    assert.equal(finished.code, 0, finished.stderr)
+    assert.equal(response.status, 200)
+    assert.match(finished.stdout, new RegExp(`account +${account.did}`))
+    assert.match(finished.stdout, /granted +preferences, mutes/)
+    assert.match(finished.stdout, /re-authorize by +20\d\d-/)
+
+    const { authorizations } = await alice.json(['authorizations', 'ls'])
+    assert.equal(authorizations.length, 1)
+    const [grant] = authorizations
+    assert.equal(grant.account, account.did)
+    assert.equal(grant.who, 'the service')
+    assert.equal(grant.agent, service.agent)
+    assert.equal(grant.state, 'active')
+    assert.ok(grant.parts.includes('preferences'))
+  })
+
+  it('lets this agent in, beside the service', async () => {
+    const { finished } = await authorize([account.handle, '--here', '--json'])
+    assert.equal(finished.code, 0, finished.stdout)
+    assert.ok(finished.json.parts.includes('preferences'))
+    assert.equal(finished.json.agent, (await alice.json(['whoami'])).agent)
+
+    const { stdout } = await alice.run(['authorizations', 'ls', account.did])
+    assert.match(stdout, /the service +active +preferences, mutes/)
+    assert.match(stdout, /this agent +active +preferences, mutes/)
+  })
+
+  it('says so when the user says no', async () => {
+    const { finished } = await authorize([account.handle], { deny: true })
+    assert.equal(finished.code, 1)
+    assert.match(finished.stderr, /error: .*You said no/)
+    const here = await authorize([account.handle, '--here'], { deny: true })
+    assert.equal(here.finished.code, 1)
+    assert.match(here.finished.stderr, /error: You said no/)
+  })
+
+  it('ends when the user gives up', async () => {
+    const interrupt = new AbortController()
+    for (const words of [[], ['--here']]) {
+      const { code, stderr } = await alice.run(
+        ['authorize', account.handle, ...words],
+        { signal: interrupt.signal, onStderr: () => interrupt.abort() }
+      )
+      assert.equal(code, 130, stderr)
+    }
+  })
+
+  it('refuses nonsense', async () => {
+    const refused = async (words: string[], code: number, message: RegExp) => {
+      const finished = await alice.run(words)
+      assert.equal(finished.code, code, finished.stdout)
+      assert.match(finished.stderr, message)
+    }
+    await refused(['authorize', 'nobody.test'], 1, /nobody\.test/)
+    await refused(
+      ['authorize', account.handle, '--include', 'everything'],
+      2,
+      /--include: "everything"/
+    )
+    await refused(
+      ['authorize', account.handle, '--here', '--expires-in', '1d'],
+      2,
+      /--expires-in is for the service/
+    )
+  })
+
+  it('gives grants back', async () => {
+    for (const [words, who] of [
+      [['--here'], 'this agent'],
+      [[], 'the service'],
+    ] as const) {
+      const revoke = ['authorizations', 'revoke', account.handle, ...words]
+      const { code, stdout, stderr } = await alice.run(revoke)
+      assert.equal(code, 0, stderr)
+      assert.match(stdout, new RegExp(`${who} is not let into`))
+      const again = await alice.run(revoke)
+      assert.match(again.stdout, new RegExp(`${who} was not let into`))
+    }
+    const { stdout } = await alice.run(['authorizations', 'ls'])
+    assert.match(stdout, /nobody is let into an account/)
+  })
+
+  it('keeps no token in the agent’s folder', async () => {
+    const bytes = await readFile(join(folder, 'alice', 'agent.sqlite'))
+    assert.ok(
+      !/refresh_token|access_token|"d":"/.test(bytes.toString('latin1'))
+    )
+  })
+})

@@ -1,0 +1,308 @@
+import assert from 'node:assert/strict'
+import { readdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Signer } from '@ucanto/interface'
+import { ed25519 } from '@ucanto/principal'
+import { HostError } from '../../src/backup/index.ts'
+import { GRANT_POLICY, type GrantKeeper } from '../../src/service/grants.ts'
+import { ReplayedAuthorizationError, type DID } from '../../src/space/index.ts'
+import {
+  openStores,
+  StoreUnavailableError,
+  type GrantStore,
+  type Stores,
+} from '../../src/stores/index.ts'
+import { startNetwork, type Account, type Network } from '../network/index.ts'
+import {
+  createTestGrants,
+  HeldTime,
+  isRefresh,
+  SPACE,
+  type TestGrantsOptions,
+} from './grants-harness.ts'
+import { createFolder } from './harness.ts'
+
+const HOUR = 60 * 60_000
+const PREFERENCES = '/xrpc/app.bsky.actor.getPreferences'
+
+describe('grants', () => {
+  const resources = new AsyncDisposableStack()
+  let network: Network
+  let agent: Signer
+  let stores: Stores
+  let alice: Account
+  let accounts = 0
+
+  before(async () => {
+    network = resources.use(await startNetwork())
+    agent = await ed25519.generate()
+  })
+
+  after(() => resources.disposeAsync())
+
+  beforeEach(async () => {
+    stores = await openStores({ path: ':memory:' })
+    alice = await network.pds.createAccount({
+      handle: `alice${accounts++}.test`,
+    })
+  })
+
+  afterEach(() => stores[Symbol.asyncDispose]())
+
+  const create = (options: Partial<TestGrantsOptions> = {}) =>
+    createTestGrants({ network, agent, store: stores.grants, ...options })
+
+  const open = (keeper: GrantKeeper) => keeper.open(SPACE, alice.did as DID)
+
+  const read = async (keeper: GrantKeeper, path = PREFERENCES) => {
+    const session = await open(keeper)
+    assert.ok(session)
+    const response = await session.fetch(path)
+    const text = await response.text()
+    assert.equal(response.status, 200, text)
+    return text
+  }
+
+  it('are none before anybody consents', async () => {
+    const { keeper } = create()
+    assert.equal(await open(keeper), undefined)
+    assert.equal(await keeper.pending(SPACE, alice.did as DID), undefined)
+    assert.deepEqual(await keeper.list(SPACE), [])
+    assert.equal(await keeper.revoke(SPACE, alice.did as DID), false)
+  })
+
+  it('open what only the owner may read, and no more than was granted', async () => {
+    await alice.agent.app.bsky.actor.putPreferences({
+      preferences: [
+        { $type: 'app.bsky.actor.defs#adultContentPref', enabled: true },
+      ],
+    })
+    const { keeper, authorize } = create()
+    await authorize(alice, ['preferences'])
+    const session = await open(keeper)
+    assert.deepEqual(session?.parts, ['preferences'])
+    assert.match(await read(keeper), /adultContentPref/)
+    const refused = await session.fetch('/xrpc/app.bsky.graph.getMutes')
+    assert.equal(refused.status, 403)
+    await refused.body?.cancel()
+  })
+
+  it('are pending until the clock has them, and come back from the Space', async () => {
+    const { keeper, authorize, publish, space } = create()
+    await authorize(alice)
+    const pending = await keeper.pending(SPACE, alice.did as DID)
+    assert.equal(pending?.authorization.seq, 1)
+    assert.equal(pending.agent, agent.did())
+    await publish(alice)
+    assert.equal(await keeper.pending(SPACE, alice.did as DID), undefined)
+    assert.equal((await stores.grants.get(SPACE, alice.did))?.sealed, undefined)
+    await read(keeper)
+
+    // A service that has lost its database, and has its key.
+    await using empty = await openStores({ path: ':memory:' })
+    const another = create({ store: empty.grants, space })
+    await read(another.keeper)
+    const [listed] = await another.keeper.list(SPACE)
+    assert.equal(listed?.state, 'active')
+
+    // Another agent cannot open it.
+    await using none = await openStores({ path: ':memory:' })
+    const mallory = create({
+      store: none.grants,
+      space,
+      agent: await ed25519.generate(),
+    })
+    await assert.rejects(open(mallory.keeper), { name: 'UnsealError' })
+  })
+
+  it('are not taken from a Space that has an older one', async () => {
+    const time = new HeldTime()
+    const { keeper, authorize, publish, space } = create({ time })
+    await authorize(alice)
+    await publish(alice)
+    const first = space.get(alice.did)
+    assert.ok(first)
+    time.pass(2 * HOUR)
+    await read(keeper)
+    await publish(alice)
+    assert.equal(space.get(alice.did)?.seq, 2)
+    space.set(alice.did, first)
+    await assert.rejects(open(keeper), ReplayedAuthorizationError)
+  })
+
+  it('end when the host takes them no more, which is not asked again', async () => {
+    const time = new HeldTime()
+    let asked = 0
+    const { keeper, authorize, space, publish } = create({
+      time,
+      onRequest: (_url, body) => {
+        if (isRefresh(body)) asked++
+      },
+    })
+    await authorize(alice)
+    await publish(alice)
+    // Somebody who has the same key uses the session up.
+    await using empty = await openStores({ path: ':memory:' })
+    const thief = create({ time, space, store: empty.grants })
+    time.pass(2 * HOUR)
+    await read(thief.keeper)
+
+    await assert.rejects(open(keeper), {
+      name: 'ReauthorizeError',
+      message: /authorize again/,
+    })
+    assert.equal(asked, 1)
+    await assert.rejects(open(keeper), { name: 'ReauthorizeError' })
+    assert.equal(asked, 1)
+    const [listed] = await keeper.list(SPACE)
+    assert.equal(listed?.state, 'ended')
+    assert.equal(listed.reason?.name, 'GrantEndedError')
+    assert.ok(!/ref-|eyJ/.test(JSON.stringify(listed)))
+  })
+
+  it('do not end when the host does not answer for a while', async () => {
+    const time = new HeldTime()
+    let isDown = false
+    const { keeper, authorize } = create({
+      time,
+      onRequest: (_url, body) => {
+        if (isDown && isRefresh(body)) throw new HostError('it is down')
+      },
+    })
+    await authorize(alice)
+    time.pass(2 * HOUR)
+    isDown = true
+    await assert.rejects(open(keeper), HostError)
+    assert.equal((await keeper.list(SPACE))[0]?.state, 'active')
+    isDown = false
+    await read(keeper)
+  })
+
+  it('are not lost when the database fails after the host has answered', async () => {
+    const time = new HeldTime({ sleeps: true })
+    let failures = 0
+    const store: GrantStore = {
+      ...stores.grants,
+      async put(...input) {
+        if (failures-- > 0) throw new StoreUnavailableError('it is away')
+        return stores.grants.put(...input)
+      },
+    }
+    const asked: string[] = []
+    const { keeper, authorize } = create({
+      time,
+      store,
+      onRequest: (url, body) => {
+        if (isRefresh(body) || url.pathname.endsWith('revoke')) {
+          asked.push(url.pathname)
+        }
+      },
+    })
+    await authorize(alice)
+    // For a while.
+    time.pass(2 * HOUR)
+    failures = 3
+    await read(keeper)
+    assert.equal((await stores.grants.get(SPACE, alice.did))?.seq, 2)
+
+    // For longer than anybody waits: it is kept in memory until it is back.
+    time.pass(2 * HOUR)
+    failures = GRANT_POLICY.keep / GRANT_POLICY.poll + 2
+    await assert.rejects(open(keeper), StoreUnavailableError)
+    failures = 0
+    await read(keeper)
+    assert.equal((await stores.grants.get(SPACE, alice.did))?.seq, 3)
+    assert.deepEqual(asked, ['/oauth/token', '/oauth/token'])
+  })
+
+  it('are refreshed once, however many want them', async () => {
+    const time = new HeldTime()
+    let refreshes = 0
+    const options = {
+      time,
+      onRequest: (_url: URL, body: string) => {
+        if (isRefresh(body)) refreshes++
+      },
+    }
+    const one = create(options)
+    const two = create(options)
+    await one.authorize(alice)
+    for (let round = 1; round <= 5; round++) {
+      time.pass(2 * HOUR)
+      await Promise.all(
+        Array.from({ length: 8 }, (_, at) =>
+          read((at % 2 === 0 ? one : two).keeper)
+        )
+      )
+      assert.equal(refreshes, round)
+    }
+  })
+
+  it('are put in the place of those before, which are given back', async () => {
+    const revoked: string[] = []
+    const { keeper, authorize } = create({
+      onRequest: (url, body) => {
+        if (url.pathname === '/oauth/revoke') revoked.push(body)
+      },
+    })
+    await authorize(alice, ['preferences'])
+    await authorize(alice, ['preferences', 'mutes'])
+    assert.equal(revoked.length, 1)
+    const [listed, ...others] = await keeper.list(SPACE)
+    assert.deepEqual(others, [])
+    assert.deepEqual(listed?.parts, ['preferences', 'mutes'])
+    await read(keeper)
+
+    assert.equal(await keeper.revoke(SPACE, alice.did as DID), true)
+    assert.equal(revoked.length, 2)
+    assert.equal(await open(keeper), undefined)
+    assert.deepEqual(await keeper.list(SPACE), [])
+  })
+
+  it('are no secret in the database', async () => {
+    await using folder = await createFolder()
+    const path = join(folder.path, 'grants.sqlite')
+    const secrets: string[] = []
+    {
+      await using stores = await openStores({ path })
+      const time = new HeldTime()
+      const { keeper, authorize, oauth } = create({
+        store: stores.grants,
+        time,
+      })
+      const refresh = oauth.refresh.bind(oauth)
+      oauth.refresh = (session, { before, save }) =>
+        refresh(session, {
+          before,
+          save: async (next) => {
+            const { dpopJwk, tokenSet } = JSON.parse(next.session) as {
+              dpopJwk: { d: string }
+              tokenSet: { access_token: string; refresh_token: string }
+            }
+            secrets.push(
+              dpopJwk.d,
+              tokenSet.access_token,
+              tokenSet.refresh_token
+            )
+            await save(next)
+          },
+        })
+      await keeper.request({
+        space: SPACE,
+        account: alice.did as DID,
+        delegation: Uint8Array.of(1),
+      })
+      await authorize(alice)
+      time.pass(2 * HOUR)
+      await read(keeper)
+    }
+    assert.equal(secrets.length, 3)
+    for (const name of await readdir(folder.path)) {
+      const bytes = await readFile(join(folder.path, name))
+      for (const secret of secrets) assert.ok(!bytes.includes(secret))
+      assert.ok(
+        !/refresh_token|dpopJwk|verifier/.test(bytes.toString('latin1'))
+      )
+    }
+  })
+})
