@@ -207,9 +207,11 @@ export class PrivateBackup {
     if (recovery !== undefined) recipients.add(parseRecipient(recovery))
     const agents = await listAuthorizations(blocks, state, identity.did)
     for (const { agent, authorization } of agents) {
-      if (authorization.recipient === undefined) continue
+      const { recipient, expiration } = authorization
+      // One that was revoked stays where it was, and ended at once.
+      if (recipient === undefined || expiration === 0) continue
       try {
-        recipients.add(parseRecipient(authorization.recipient))
+        recipients.add(parseRecipient(recipient))
       } catch (error) {
         onWarning?.(
           `private parts are not sealed for ${agent}: its recipient is not valid`,

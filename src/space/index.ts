@@ -138,10 +138,15 @@ export {
   putAll,
 } from './pail.ts'
 export {
+  type FileKey,
+  MAX_HEADER_SIZE,
   createRecoveryIdentity,
+  findFileKey,
+  openFileKey,
   openPart,
   parseRecipient,
   recipientOf,
+  sealFileKey,
   sealPart,
 } from './private-part.ts'
 export { PRIVATE_PARTS, isPlain, isSealed } from './private-parts.ts'

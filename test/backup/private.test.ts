@@ -149,7 +149,10 @@ describe('private parts of backups', () => {
    */
   async function logIn(
     account = alice,
-    { parts = PRIVATE_PARTS, privileged = true } = {}
+    {
+      parts = PRIVATE_PARTS,
+      privileged = true,
+    }: { parts?: readonly string[]; privileged?: boolean } = {}
   ): Promise<AccountSession> {
     const { data } = await account.agent.com.atproto.server.createAppPassword({
       name: `backups ${crypto.randomUUID()}`,
