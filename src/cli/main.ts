@@ -14,6 +14,7 @@ import { createDelegationCommand } from './commands/delegation.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
 import { createNetworkCommand } from './commands/network.ts'
+import { createRecoveryCommand } from './commands/recovery.ts'
 import { createScheduleCommands } from './commands/schedule.ts'
 import { createServeCommand } from './commands/serve.ts'
 import { createSpaceCommand } from './commands/space.ts'
@@ -112,6 +113,7 @@ Example:
     createAuthorizeCommand,
     createAuthorizationsCommand,
     createBackupCommand,
+    createRecoveryCommand,
     createScheduleCommands,
     createClockCommand,
     createStatusCommand,

@@ -9,6 +9,7 @@ import { openGrants } from '../grants.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { findAccount, resolveAccount, viewSpace } from '../target.ts'
+import { createShareCommand } from './share.ts'
 
 /** Milliseconds before its end from which on a grant is to be renewed. */
 const RENEWAL_WINDOW = 7 * 24 * 60 * 60 * 1000
@@ -82,6 +83,7 @@ export function createAuthorizationsCommand(
       }
     }
   )
+  createShareCommand(command, context)
 }
 
 async function listKnown(
