@@ -160,7 +160,7 @@ export function describeParts(
     if (!record) return []
     const { outcome, detail } = record
     const said = detail === undefined ? '' : `: ${printable(detail)}`
-    return [[part, `${OUTCOMES[outcome] ?? printable(outcome)}${said}`]]
+    return [[part, `${nameOutcome(outcome)}${said}`]]
   })
   const noGrant = Object.values(parts).some(
     ({ outcome, detail }) => outcome === 'not-granted' && detail === undefined
@@ -168,6 +168,11 @@ export function describeParts(
   return noGrant
     ? [...named, ['', `\`bluesky-backups authorize ${account}\` grants them`]]
     : named
+}
+
+/** An outcome in words. */
+export function nameOutcome(outcome: string): string {
+  return OUTCOMES[outcome] ?? printable(outcome)
 }
 
 const OUTCOMES: Record<string, string> = {

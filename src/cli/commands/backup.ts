@@ -30,6 +30,7 @@ import { INCLUDE_HELP, readParts } from '../parts.ts'
 import {
   createPartOpener,
   describeParts,
+  nameOutcome,
   readIdentityFile,
 } from '../private-parts.ts'
 import { createProgress, describeProgress } from '../progress.ts'
@@ -354,7 +355,7 @@ function createExportCommand(backup: Command, context: CommandContext): void {
             ...parts.map(({ part, file, bytes, message, outcome }) =>
               file
                 ? `${part} in ${file} (${formatBytes(bytes ?? 0)})`
-                : `${part} is not written: ${printable(message ?? outcome)}`
+                : `${part} is not written: ${printable(message ?? nameOutcome(outcome))}`
             ),
             ...unreadable.map(
               ({ cid, message }) => `unreadable: ${cid}: ${printable(message)}`
