@@ -36,6 +36,7 @@ suite() {
 
 suite npm test
 suite npm run test:postgres
+suite npm run test:browser
 suite npm run test:slow
 npm run lint || status=1
 npm run types || status=1
