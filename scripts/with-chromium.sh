@@ -1,31 +1,34 @@
 #!/usr/bin/env bash
-# Runs a command with CHROMIUM set to a Chromium that works here. Where there is
-# none, and this is root, it is installed.
+# Runs a command that finds a Chromium in CHROMIUM_PATH.
+#
+#   scripts/with-chromium.sh npx mocha --config .mocharc.browser.json
+#
+# Installs Chromium with apt if there is none, which takes root.
 set -euo pipefail
 
-find_browser() {
-  local name
-  for name in "${CHROMIUM:-}" chromium chromium-browser google-chrome; do
-    if [ -n "$name" ] && command -v "$name"; then return; fi
-  done
+if [ $# -eq 0 ]; then
+  echo "Usage: $0 COMMAND [ARGUMENT...]" >&2
+  exit 64
+fi
+
+find_chromium() {
+  command -v chromium || command -v chromium-browser || command -v google-chrome || true
 }
 
-browser=$(find_browser)
-if [ -z "$browser" ]; then
+install() {
   if [ "$(id -u)" -ne 0 ]; then
-    echo "$0: there is no Chromium. Install it, name it in CHROMIUM, or run this as root." >&2
+    echo "$0: there is no Chromium. Install it, or run this as root." >&2
     exit 69
   fi
-  {
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -qq --yes --no-install-recommends chromium
-  } >/dev/null
-  browser=$(find_browser)
-fi
-if [ -z "$browser" ]; then
-  echo "$0: Chromium was installed, and is not on the PATH" >&2
-  exit 70
-fi
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq
+  apt-get install -qq --yes --no-install-recommends chromium >/dev/null
+}
 
-CHROMIUM=$browser exec "$@"
+CHROMIUM_PATH=${CHROMIUM_PATH:-$(find_chromium)}
+if [ -z "$CHROMIUM_PATH" ]; then
+  install >&2
+  CHROMIUM_PATH=$(find_chromium)
+fi
+export CHROMIUM_PATH
+exec "$@"

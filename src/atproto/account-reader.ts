@@ -11,6 +11,7 @@ import type {
   CallOptions,
   Identity,
 } from '../backup/interface.ts'
+import { throughGate, type HostGate } from './host-gate.ts'
 import type { Fetch, SafeFetch } from './safe-fetch.ts'
 import { XrpcError, query, readJSON } from './xrpc.ts'
 
@@ -62,35 +63,49 @@ export class RateLimitError extends HostError {
  *
  * Beside the errors of the interface, every method may fail with
  * {@link AccountUnavailableError}, {@link RateLimitError},
- * {@link ForbiddenAddressError}, or the reason of the signal. Leaving a stream
- * early closes its connection.
+ * {@link ForbiddenAddressError}, or the reason of the signal; with a gate also
+ * with {@link HostUnavailableError}, in place of {@link RateLimitError}.
+ * Leaving a stream early closes its connection.
  *
+ * @param options.gate - says when a host may be asked; at any time, if left out
  * @see https://docs.bsky.app/docs/api/com-atproto-sync-get-repo
  */
 export function createAccountReader({
   fetch,
+  gate,
 }: {
   fetch: SafeFetch
+  gate?: HostGate
 }): AccountReader {
+  const through = (
+    kind: keyof SafeFetch,
+    { did, pds }: Identity,
+    { patient }: { patient: boolean }
+  ): Fetch =>
+    gate
+      ? throughGate(fetch[kind], gate, {
+          host: pds.host,
+          account: did,
+          patient,
+        })
+      : fetch[kind]
   return {
     async latestCommit(identity, options) {
       const { did, pds } = identity
       const method = 'com.atproto.sync.getLatestCommit'
-      const response = await call(fetch.small, pds, method, { did }, options)
+      // The first request of a run: there is nothing yet to be patient for.
+      const fetch = through('small', identity, { patient: false })
+      const response = await call(fetch, pds, method, { did }, options)
       const { cid, rev } = await readJSON(response, latestCommitSchema)
       return { cid: CID.parse(cid), rev }
     },
 
-    async repo({ did, pds }, { since, ...options } = {}) {
+    async repo(identity, { since, ...options } = {}) {
+      const { did, pds } = identity
       const method = 'com.atproto.sync.getRepo'
       const parameters = { did, since }
-      const response = await call(
-        fetch.stream,
-        pds,
-        method,
-        parameters,
-        options
-      )
+      const fetch = through('stream', identity, { patient: true })
+      const response = await call(fetch, pds, method, parameters, options)
       const type = response.headers.get('content-type') ?? ''
       if (!CAR_TYPE.test(type)) {
         await response.body.cancel()
@@ -102,20 +117,17 @@ export function createAccountReader({
     },
 
     blobs(identity, options) {
-      return listBlobs(fetch.small, identity, options)
+      const fetch = through('small', identity, { patient: true })
+      return listBlobs(fetch, identity, options)
     },
 
-    async blob({ did, pds }, cid, options) {
+    async blob(identity, cid, options) {
+      const { did, pds } = identity
+      const fetch = through('stream', identity, { patient: true })
       const method = 'com.atproto.sync.getBlob'
       const parameters = { did, cid }
       try {
-        const response = await query(
-          fetch.stream,
-          pds,
-          method,
-          parameters,
-          options
-        )
+        const response = await query(fetch, pds, method, parameters, options)
         return response.body
       } catch (cause) {
         throw toBlobError(cause)

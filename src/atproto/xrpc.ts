@@ -10,6 +10,9 @@ const ERROR_BODY = { maxSize: 8192, timeout: 5000 }
 /** A day: what a host may at most make us wait, in seconds. */
 const MAX_RETRY_AFTER = 86_400
 
+/** Seconds from which on a number is a point in time: the year 2001. */
+const UNIX_TIME = 1e9
+
 const errorSchema = z.object({
   error: z.string(),
   message: z.string().default(''),
@@ -139,16 +142,23 @@ async function readStart(response: Response): Promise<string> {
   return text
 }
 
-/** @see https://www.rfc-editor.org/rfc/rfc9110#field.retry-after */
-function retryAfter(headers: Headers): number | undefined {
-  const reset = headers.get('ratelimit-reset')
-  const value =
-    headers.get('retry-after') ??
-    (reset && new Date(Number(reset) * 1000).toUTCString())
+/**
+ * When the next request is welcome. Both headers may tell seconds from now or
+ * a point in time: `Retry-After` as a date, `RateLimit-Reset` as seconds of
+ * Unix time, as hosts of accounts do.
+ *
+ * @returns seconds, 0 to a day; nothing if the headers do not tell
+ * @see https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+ */
+export function retryAfter(headers: Headers): number | undefined {
+  const value = headers.get('retry-after') ?? headers.get('ratelimit-reset')
   if (!value) return undefined
-  const seconds = /^\d+$/.test(value)
-    ? Number(value)
-    : Math.ceil((Date.parse(value) - Date.now()) / 1000)
+  const now = Date.now() / 1000
+  const seconds = !/^\d+$/.test(value)
+    ? Math.ceil(Date.parse(value) / 1000 - now)
+    : Number(value) < UNIX_TIME
+      ? Number(value)
+      : Math.ceil(Number(value) - now)
   if (Number.isNaN(seconds)) return undefined
   return Math.min(Math.max(seconds, 0), MAX_RETRY_AFTER)
 }

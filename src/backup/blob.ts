@@ -5,7 +5,11 @@ import { CID } from 'multiformats/cid'
 import * as raw from 'multiformats/codecs/raw'
 import * as Digest from 'multiformats/hashes/digest'
 import { bytesEqual, concat } from './bytes.ts'
-import { BlobNotFoundError, BlobTakenDownError } from './errors.ts'
+import {
+  BlobNotFoundError,
+  BlobTakenDownError,
+  HostUnavailableError,
+} from './errors.ts'
 import type { CreateSpool, MissingBlobReason, Spool } from './interface.ts'
 import { SHA2_256_CODE, type CreateSha256 } from './sha256.ts'
 
@@ -53,6 +57,7 @@ export class MissingBlobError extends Error {
  *
  * @param options.maxSize - of the blob, in bytes
  * @throws {@link MissingBlobError} for whatever keeps this blob away
+ * @throws {@link HostUnavailableError} when it was not asked for
  */
 export async function fetchBlob(
   cid: string,
@@ -140,6 +145,8 @@ function digestIn(cid: string): Uint8Array {
 
 function asMissing(error: unknown): unknown {
   if (error instanceof MissingBlobError) return error
+  // It says nothing about the blob.
+  if (error instanceof HostUnavailableError) return error
   const reason =
     error instanceof BlobNotFoundError
       ? 'not-found'

@@ -43,6 +43,19 @@ export class HostError extends BackupError {
   override readonly retryable = true
 }
 
+/** The host is not asked for now, so that it comes to itself again. */
+export class HostUnavailableError extends BackupError {
+  override readonly name = 'HostUnavailableError'
+  override readonly retryable = true
+  /** Seconds until it is asked again. */
+  readonly retryAfter: number
+
+  constructor(message: string, options: ErrorOptions & { retryAfter: number }) {
+    super(message, options)
+    this.retryAfter = options.retryAfter
+  }
+}
+
 /** The address of the host is one we do not go to. */
 export class ForbiddenAddressError extends BackupError {
   override readonly name = 'ForbiddenAddressError'

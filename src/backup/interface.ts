@@ -277,9 +277,21 @@ export interface Time {
 export type Stage =
   'resolve' | 'read' | 'verify' | 'blobs' | 'upload' | 'record' | 'advance'
 
+/** When a stage of a run began and ended, in Unix milliseconds. */
+export interface StageTime {
+  stage: Stage
+  began: number
+  /** Left out while it goes on. */
+  ended?: number
+}
+
 /** How far a run is. All sizes in bytes. */
 export interface Progress {
   stage: Stage
+  /** Stages so far in their order; of a run that was resumed, those since then. */
+  stages: StageTime[]
+  /** Size of all that the host sent, also of what had to be read again. */
+  bytesRead: number
   /** Records that are new in this run and were verified. */
   records: number
   /** Size of what the host sent as the repository. */
@@ -287,7 +299,10 @@ export interface Progress {
   /** Blobs that this run has to fetch, as far as it knows yet. */
   blobs: number
   blobsDone: number
+  /** Blobs that the host does not have, or does not give. */
   blobsMissing: number
+  /** Blobs that are too large, not to be fetched, or not what their CIDs say. */
+  blobsFailed: number
   blobBytes: number
   /** Blocks of repository, blobs and metadata that the Space took. */
   blocksUploaded: number

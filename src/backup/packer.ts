@@ -97,11 +97,11 @@ export class Packer {
   async finish(): Promise<UnstoredShard | undefined> {
     const builder = this.#builder
     const isSmall = !builder.isEmpty && builder.size <= SMALL_SHARD_SIZE
-    if (!isSmall) await this.#flush()
-    await this.#uploads.onIdle()
-    await this.#journalled
-    this.#throwIfFailed()
-    if (!isSmall) return undefined
+    if (!isSmall) {
+      await this.flush()
+      return undefined
+    }
+    await this.#stored()
     const { bytes, slices } = builder.seal()
     return {
       bytes,
@@ -113,6 +113,12 @@ export class Packer {
     }
   }
 
+  /** Waits until the Space and the journal have all that was added. */
+  async flush(): Promise<void> {
+    await this.#flush()
+    await this.#stored()
+  }
+
   /**
    * Waits until no upload is under way, whatever came of it. Those that wait
    * for their turn give up by the signal: cleared from the queue, they would
@@ -121,6 +127,12 @@ export class Packer {
   async settle(): Promise<void> {
     await this.#uploads.onIdle()
     await this.#journalled
+  }
+
+  /** Waits for what is under way. */
+  async #stored(): Promise<void> {
+    await this.settle()
+    this.#throwIfFailed()
   }
 
   async #flush(): Promise<void> {

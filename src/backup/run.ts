@@ -17,7 +17,11 @@ import {
   type VerifiedBlob,
 } from './blob.ts'
 import { BlockOverlay } from './block-overlay.ts'
-import { AccountUnavailableError, IncompleteRepoError } from './errors.ts'
+import {
+  AccountUnavailableError,
+  HostUnavailableError,
+  IncompleteRepoError,
+} from './errors.ts'
 import { IndexPublisher } from './index-publisher.ts'
 import type {
   AccountReader,
@@ -32,6 +36,7 @@ import type {
   Journal,
   Link,
   MissingBlob,
+  MissingBlobReason,
   Outcome,
   Part,
   PrivateParts,
@@ -52,6 +57,7 @@ import {
   type PrivateOptions,
 } from './private.ts'
 import { BackupReader } from './read.ts'
+import { trackProgress, type ProgressTracker } from './progress.ts'
 import { readBase, recordBackup } from './record.ts'
 import { verifyRepo, type KnownBlocks, type VerifiedRepo } from './repo.ts'
 import type { CreateSha256 } from './sha256.ts'
@@ -74,6 +80,9 @@ export const DEFAULT_LIMITS: BackupLimits = {
   shardSize: 8 * 1024 * 1024,
   indexSize: 8_000,
 }
+
+/** Why a blob is missing where that is up to the host. */
+const NOT_GIVEN = new Set<MissingBlobReason>(['not-found', 'taken-down'])
 
 /** Reads of a repository that changes while it is read, before giving up. */
 const MAX_READS = 3
@@ -138,30 +147,33 @@ export async function runBackup(
   context: BackupContext,
   request: BackupRequest
 ): Promise<Outcome> {
+  const { time, writer } = context
+  const requestsBefore = writer.requests
+  const tracker = trackProgress({
+    time,
+    requests: () => writer.requests - requestsBefore,
+    onProgress: request.onProgress,
+  })
+  try {
+    return await backUp(
+      { ...context, accounts: tracker.counting(context.accounts) },
+      request,
+      tracker
+    )
+  } finally {
+    tracker.end()
+  }
+}
+
+async function backUp(
+  context: BackupContext,
+  request: BackupRequest,
+  { progress, report, end }: ProgressTracker
+): Promise<Outcome> {
   const { time, reader, clock } = context
   const started = time.now()
-  const requestsBefore = context.writer.requests
   const asked = request.parts ?? DEFAULT_PARTS
   const parts = asked.filter((part) => part === 'blobs')
-  const progress: Progress = {
-    stage: 'resolve',
-    records: 0,
-    repoBytes: 0,
-    blobs: 0,
-    blobsDone: 0,
-    blobsMissing: 0,
-    blobBytes: 0,
-    blocksUploaded: 0,
-    bytesUploaded: 0,
-    blobsUploaded: 0,
-    requests: 0,
-  }
-  const report = (changes: Partial<Progress>) => {
-    Object.assign(progress, changes, {
-      requests: context.writer.requests - requestsBefore,
-    })
-    request.onProgress?.(progress)
-  }
   const onUpload = ({ blocksUploaded, bytesUploaded }: UploadCounts) =>
     report({
       blocksUploaded: progress.blocksUploaded + blocksUploaded,
@@ -206,6 +218,7 @@ export async function runBackup(
     backup: { timestamp: string; link: Link<Backup>; value: Backup },
     event?: { cid: { toString(): string } }
   ): Outcome => {
+    end()
     const { stage: _stage, ...counts } = progress
     return {
       kind,
@@ -218,7 +231,6 @@ export async function runBackup(
       signature: backup.value.signature,
       ...(wanted.length > 0 ? { private: inShort(outcomes) } : {}),
       ...counts,
-      requests: context.writer.requests - requestsBefore,
       ms: time.now() - started,
     }
   }
@@ -280,6 +292,16 @@ export async function runBackup(
     report,
     signal,
   })
+  /**
+   * A host that is to be left alone is asked again: what it gave goes into the
+   * Space, so that the next run does not ask for it twice.
+   */
+  const keepWork = async () => {
+    await blobs.settle()
+    await packer.flush().catch((error: unknown) => {
+      context.onWarning?.('what the host gave could not be kept', error)
+    })
+  }
   let spool: Spool | undefined
   try {
     const since = covered ? previous.backup.rev : undefined
@@ -344,9 +366,9 @@ export async function runBackup(
       onAdvance: () => enter('advance'),
     })
     await journal.clear()
-    report({})
     return result(kind, recorded.backup, recorded.event)
   } catch (error) {
+    if (error instanceof HostUnavailableError) await keepWork()
     stop.abort(error)
     await blobs.settle()
     await packer.settle()
@@ -543,6 +565,7 @@ class BlobBackup {
         for await (const cid of listed) await this.consider(cid)
       } catch (error) {
         if (signal.aborted) return
+        if (error instanceof HostUnavailableError) throw error
         this.#options.onWarning?.(
           'the host did not list the blobs of the account; those that records refer to are backed up',
           error
@@ -620,7 +643,11 @@ class BlobBackup {
         detail: error.message,
         tried: this.#options.time.now(),
       })
-      report({ blobsMissing: progress.blobsMissing + 1 })
+      report(
+        NOT_GIVEN.has(error.reason)
+          ? { blobsMissing: progress.blobsMissing + 1 }
+          : { blobsFailed: progress.blobsFailed + 1 }
+      )
     }
   }
 

@@ -5,6 +5,7 @@
  */
 import type { Failure, Link, ServiceMethod } from '@ucanto/interface'
 import { capability, Schema } from '@ucanto/validator'
+import type { Outcome, Progress } from '../backup/interface.ts'
 import {
   AccountDID,
   and,
@@ -13,12 +14,16 @@ import {
   equalWith,
   narrower,
   PARTS,
-  type PrivatePart,
   SpaceDID,
 } from './common.ts'
 import type { TryLater } from './common.ts'
 import type { InsufficientDelegation, ScheduleService } from './schedule.ts'
 
+/**
+ * How far a run is, and what it came to: the `ok` of its receipt. They are what
+ * the pipeline tells, whoever runs it.
+ */
+export type { Outcome as RunOutcome, Progress as RunProgress }
 export {
   DEFAULT_PARTS,
   PARTS,
@@ -65,6 +70,9 @@ export const run = capability({
     ),
 })
 
+/** Runs that one `backup/status` answers at most. */
+export const MAX_RUNS = 200
+
 /** Tells how far runs are. */
 export const status = capability({
   can: 'backup/status',
@@ -72,11 +80,16 @@ export const status = capability({
   nb: Schema.struct({
     /** One run; the latest of the Space, if left out. */
     run: Schema.link({ version: 1 }).optional(),
+    /** Only runs of this account. */
+    account: AccountDID.optional(),
+    /** The most runs to answer, up to {@link MAX_RUNS}; a few, if left out. */
+    limit: Schema.integer().greaterThan(0).optional(),
   }),
   derives: (claimed, delegated) =>
     and(
       equalWith(claimed, delegated),
-      equalLink(claimed.nb.run, delegated.nb.run, 'run')
+      equalLink(claimed.nb.run, delegated.nb.run, 'run'),
+      equal(claimed.nb.account, delegated.nb.account, 'account')
     ),
 })
 
@@ -113,39 +126,17 @@ export interface RunStatus {
   created: number
   started?: number
   finished?: number
+  /** How often it was begun. */
   attempts: number
-  progress?: RunProgress
-  outcome?: RunOutcome
-  error?: { name: string; message: string }
-}
-
-export interface RunProgress {
-  stage: string
-  records: number
-  repoBytes: number
-  blobs: number
-  blobsDone: number
-  blobsMissing: number
-  blobBytes: number
-  blocksUploaded: number
-  bytesUploaded: number
-  blobsUploaded: number
-  requests: number
-}
-
-/** What a run came to; the `ok` of its receipt. */
-export interface RunOutcome extends Omit<RunProgress, 'stage'> {
-  kind: 'first' | 'incremental' | 'unchanged'
-  account: string
-  rev: string
-  commit: string
-  timestamp: string
-  backup: string
-  event?: string
-  signature: string
-  /** What came of each private part that was asked for. */
-  private?: Partial<Record<PrivatePart, { outcome: string; detail?: string }>>
-  ms: number
+  /** How far it is, or was when it ended. */
+  progress?: Progress
+  outcome?: Outcome
+  error?: {
+    name: string
+    message: string
+    /** Seconds from the end of the run until another is worth it. */
+    retryAfter?: number
+  }
 }
 
 export interface StatusSuccess {

@@ -54,8 +54,9 @@ export function printResult(
   flags: Flags,
   { json, text }: Result
 ): void {
-  if (flags['json']) printLine(io.stdout, JSON.stringify(json))
-  else if (text !== undefined) printLine(io.stdout, text)
+  if (flags['json']) {
+    if (json !== undefined) printLine(io.stdout, JSON.stringify(json))
+  } else if (text !== undefined) printLine(io.stdout, text)
 }
 
 function indented(text: string): string {

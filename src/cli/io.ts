@@ -21,7 +21,7 @@ export interface Io {
 
 /** What a command came to. */
 export interface Result {
-  /** For `--json`: one object. */
+  /** For `--json`: one object; nothing, where the command has printed it. */
   json: unknown
   /** For people. Without it, the command has printed what there is to see. */
   text?: string

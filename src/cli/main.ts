@@ -15,6 +15,7 @@ import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
 import { createNetworkCommand } from './commands/network.ts'
 import { createRecoveryCommand } from './commands/recovery.ts'
+import { createRunsCommand } from './commands/runs.ts'
 import { createScheduleCommands } from './commands/schedule.ts'
 import { createServeCommand } from './commands/serve.ts'
 import { createSpaceCommand } from './commands/space.ts'
@@ -115,6 +116,7 @@ Example:
     createBackupCommand,
     createRecoveryCommand,
     createScheduleCommands,
+    createRunsCommand,
     createClockCommand,
     createStatusCommand,
     createServeCommand,

@@ -32,16 +32,30 @@ export function createProgress({
 }
 
 /** A run's progress in a line. */
-export function describeProgress(progress: Backup.RunProgress): string {
-  const { blobs, blobsDone, blobsMissing } = progress
+export function describeProgress(
+  progress: Omit<Backup.RunProgress, 'stage'> & { stage: string }
+): string {
+  const { blobs } = progress
   return [
     STAGES[progress.stage] ?? progress.stage,
     ...(progress.records > 0 ? [formatCount(progress.records, 'record')] : []),
-    ...(blobs > 0 ? [`${blobsDone + blobsMissing}/${blobs} blobs`] : []),
+    ...(blobs > 0 ? [`${countSeen(progress)}/${blobs} blobs`] : []),
     ...(progress.bytesUploaded > 0
       ? [`${formatBytes(progress.bytesUploaded)} uploaded`]
       : []),
   ].join(', ')
+}
+
+/** Blobs that nothing more is done about, whatever came of them. */
+export function countSeen({
+  blobsDone,
+  blobsMissing,
+  blobsFailed,
+}: Pick<
+  Backup.RunProgress,
+  'blobsDone' | 'blobsMissing' | 'blobsFailed'
+>): number {
+  return blobsDone + blobsMissing + blobsFailed
 }
 
 function createBar(stderr: Io['stderr']): ProgressDisplay {

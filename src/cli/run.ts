@@ -10,6 +10,7 @@ import {
 import { BACKUP_ABILITIES } from '../capabilities/index.ts'
 import type { Backup as Protocol } from '../capabilities/index.ts'
 import { Backup } from '../client/index.ts'
+import type { StatusInput } from '../client/backup.ts'
 import {
   createFileSpool,
   createNativeSha256,
@@ -158,7 +159,7 @@ export async function followRun(
     await systemTime.sleep(delay, io.signal)
     let status: Protocol.RunStatus | undefined
     try {
-      ;[status] = await listRuns(session, service, run)
+      ;[status] = await listRuns(session, service, { run })
       failures = 0
     } catch (error) {
       if (++failures >= FOLLOW_POLICY.failures) throw error
@@ -177,11 +178,11 @@ export async function followRun(
   }
 }
 
-/** Runs at the service: one, or the latest of the Space. */
+/** Runs at the service: one, or the latest of the Space or of an account. */
 export async function listRuns(
   session: Session,
   { connection }: FoundService,
-  run?: Link
+  which: StatusInput = {}
 ): Promise<Protocol.RunStatus[]> {
   const { client } = session
   const space = session.space()
@@ -192,7 +193,7 @@ export async function listRuns(
         with: space,
         proofs: proofsFor(client, space, ['backup/status']),
       },
-      run ? { run } : {},
+      which,
       { connection }
     )
   )

@@ -45,14 +45,23 @@ export async function run(
   return receipt.out
 }
 
+/** Which runs to ask for. */
+export interface StatusInput {
+  run?: Link
+  account?: `did:${string}:${string}`
+  limit?: number
+}
+
 /**
  * Asks how far runs are.
  *
  * @param input.run - one run; the latest of the Space, if left out
+ * @param input.account - only runs of this account
+ * @param input.limit - the most runs to answer
  */
 export async function status(
   { issuer, audience, with: space, proofs }: InvocationConfig,
-  input: { run?: Link },
+  { run, account, limit }: StatusInput,
   { connection, expiration, nonce }: InvocationOptions
 ) {
   const receipt = await Backup.status
@@ -61,7 +70,11 @@ export async function status(
       audience: audience ?? connection.id,
       with: space,
       proofs,
-      nb: input.run ? { run: input.run } : {},
+      nb: {
+        ...(run ? { run } : {}),
+        ...(account === undefined ? {} : { account }),
+        ...(limit === undefined ? {} : { limit }),
+      },
       ...(expiration === undefined ? {} : { expiration }),
       ...(nonce === undefined ? {} : { nonce }),
     })

@@ -137,6 +137,16 @@ export async function discover(
 /** There is no service where one should be, or it does not work. */
 export class ServiceUnreachableError extends Error {
   override readonly name = 'ServiceUnreachableError'
+  /** HTTP status of the answer, if there was one. */
+  readonly status: number | undefined
+
+  constructor(
+    message: string,
+    { status, ...options }: ErrorOptions & { status?: number } = {}
+  ) {
+    super(message, options)
+    this.status = status
+  }
 }
 
 /** @throws {@link ServiceUnreachableError} unless the answer is a success */
@@ -156,7 +166,9 @@ export async function send(
   const said = await response.text().catch(() => '')
   throw unreachable(
     url,
-    `answered with status ${response.status}${problemIn(said)}`
+    `answered with status ${response.status}${problemIn(said)}`,
+    undefined,
+    response.status
   )
 }
 
@@ -175,10 +187,10 @@ function problemIn(body: string): string {
   }
 }
 
-function unreachable(url: URL, what: string, cause?: unknown) {
+function unreachable(url: URL, what: string, cause?: unknown, status?: number) {
   return new ServiceUnreachableError(
     `${url.href} ${what}; check the URL of the service and that it runs`,
-    { cause }
+    { cause, ...(status === undefined ? {} : { status }) }
   )
 }
 

@@ -22,7 +22,14 @@ export * as Backup from './backup.ts'
 export * as Clock from './clock.ts'
 export * as Revocation from './revocation.ts'
 export { InvalidReceiptError, readReceipt } from './receipt.ts'
-export { watch, WatchRefusedError } from './watch.ts'
+export { followRuns } from './follow-runs.ts'
+export { watch } from './watch.ts'
+export {
+  RECONNECT_POLICY,
+  WatchRefusedError,
+  type ReconnectPolicy,
+  type WatchOptions,
+} from './events.ts'
 export {
   connect,
   discover,

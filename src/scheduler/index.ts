@@ -21,5 +21,6 @@ export {
 export {
   createEmbeddedEngine,
   openPgBossEngine,
+  type JobCounts,
   type JobEngine,
 } from './engine/index.ts'

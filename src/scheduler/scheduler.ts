@@ -26,6 +26,7 @@ const OWNER = 'scheduler'
 /** Failures that pass: the run is made again before its next regular time. */
 const PASSING = new Set([
   'HostError',
+  'HostUnavailableError',
   'IdentityUnavailableError',
   'IncompleteRepoError',
   'InternalError',
@@ -68,6 +69,11 @@ export interface SchedulerPolicy {
   absence: number
   /** How long a run waits that the service or the host could not take. */
   busy: number
+  /**
+   * Share, 0 to 1, of the schedules of a host that is not asked for now, that
+   * look all the same whether their account has moved.
+   */
+  moved: number
 }
 
 export const SCHEDULER_POLICY: SchedulerPolicy = {
@@ -82,6 +88,7 @@ export const SCHEDULER_POLICY: SchedulerPolicy = {
   backoff: 60_000,
   absence: 6 * 60 * 60_000,
   busy: 30_000,
+  moved: 0.1,
 }
 
 export interface SchedulerContext {
@@ -98,6 +105,13 @@ export interface SchedulerContext {
     account: string,
     signal: AbortSignal
   ) => Promise<string | undefined>
+  /** Hosts that are not asked for now. */
+  hosts: {
+    /** @returns Unix milliseconds from which on somebody may try, by host */
+    unavailable: () => Promise<Map<string, number>>
+    /** @returns the same for one host, nothing if it may be asked */
+    unavailableUntil: (host: string) => Promise<number | undefined>
+  }
   time: Time
   logger: Logger
   policy: SchedulerPolicy
@@ -121,14 +135,33 @@ export interface Scheduler {
 export function createScheduler(context: SchedulerContext): Scheduler {
   const { stores, engine, time, logger, policy } = context
   const stopping = new AbortController()
+  /** Runs that go on in this process, by host. */
+  const active = new Map<string, number>()
+  /** The most of them that one host has. */
+  let room = 1
   let sweeping: Promise<void> | undefined
+
+  /** Not all that waited for the same comes at the same time. */
+  const spread = (at: number) => Math.round(at + Math.random() * policy.busy)
 
   /** Claims what is due, and queues its jobs, both or none. */
   const claimDue = async (): Promise<number> => {
     const outstanding = await engine.outstanding()
-    const isFull = (host = UNKNOWN_HOST) =>
-      (outstanding.get(host) ?? 0) >= policy.outstandingPerHost
-    const deferred: Schedule[] = []
+    const away = await context.hosts.unavailable()
+    /** @returns Unix milliseconds at which to look again, or nothing if it is due */
+    const later = (host = UNKNOWN_HOST): number | undefined => {
+      const soon = time.now() + policy.busy
+      if ((outstanding.get(host) ?? 0) >= policy.outstandingPerHost) return soon
+      const until = away.get(host)
+      if (until === undefined) return undefined
+      if (until > time.now()) {
+        return Math.random() < policy.moved ? undefined : spread(until)
+      }
+      // One goes to see whether the host is back; the others wait for it.
+      away.set(host, soon)
+      return undefined
+    }
+    const deferred: { schedule: Schedule; next: number }[] = []
     const claimed = await stores.schedules.claimDue(
       {
         now: time.now(),
@@ -137,20 +170,24 @@ export function createScheduler(context: SchedulerContext): Scheduler {
         lease: policy.lease,
       },
       async (due, transaction) => {
-        const [waiting, ready] = partition(due, ({ host }) => isFull(host))
-        deferred.push(...waiting)
+        const ready: Schedule[] = []
+        for (const schedule of due) {
+          const next = later(schedule.host)
+          if (next === undefined) ready.push(schedule)
+          else deferred.push({ schedule, next })
+        }
         await engine.enqueue(
           ready.map((schedule) => jobOf(schedule, policy)),
           { transaction }
         )
       }
     )
-    for (const { space, account } of deferred) {
-      const now = time.now()
+    for (const { schedule, next } of deferred) {
+      const { space, account } = schedule
       await stores.schedules.settle(space, account, OWNER, {
         state: 'active',
-        next: now + policy.busy,
-        now,
+        next,
+        now: time.now(),
       })
     }
     if (claimed.length > 0) engine.kick()
@@ -182,6 +219,41 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     }
   }
 
+  /**
+   * Counts a run of a host: one whose runs take long leaves room here for those
+   * of others.
+   *
+   * @returns nothing when the host has enough
+   */
+  const takePlace = (host = UNKNOWN_HOST): Disposable | undefined => {
+    const others = active.get(host) ?? 0
+    if (others >= room) return undefined
+    active.set(host, others + 1)
+    return {
+      [Symbol.dispose]() {
+        const left = (active.get(host) ?? 1) - 1
+        if (left > 0) active.set(host, left)
+        else active.delete(host)
+      },
+    }
+  }
+
+  /**
+   * Where an account is. It may have left a host that is away, which may never
+   * come back.
+   */
+  const presentHost = async (
+    { account, host: last }: Schedule,
+    signal: AbortSignal
+  ): Promise<{ host?: string | undefined; away?: number | undefined }> => {
+    const awayOf = (host: string) => context.hosts.unavailableUntil(host)
+    if (last !== undefined && (await awayOf(last)) === undefined) {
+      return { host: last }
+    }
+    const host = (await context.findHost(account, signal)) ?? last
+    return host === undefined ? {} : { host, away: await awayOf(host) }
+  }
+
   /** Does what a schedule is for, and says when it is due again. */
   const perform = async (
     { data, attempt }: Pick<Job, 'data' | 'attempt'>,
@@ -208,6 +280,24 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     // Somebody has paused it, or it has stopped, since it was due.
     if (schedule.state !== 'active') {
       await settle({ state: schedule.state, reason: schedule.reason })
+      return
+    }
+
+    const present = await presentHost(schedule, signal)
+    if (present.away !== undefined) {
+      log.debug({ host: present.host }, 'the host is not asked for now')
+      const { host, away } = present
+      await settle({ state: 'active', next: spread(away), host })
+      return
+    }
+    using place = takePlace(present.host)
+    if (!place) {
+      const soon = spread(time.now())
+      if (present.host === schedule.host) {
+        throw new RetryLaterError('the host has enough runs here', { at: soon })
+      }
+      // Known now, it has slots of its own.
+      await settle({ state: 'active', next: soon, host: present.host })
       return
     }
 
@@ -241,6 +331,18 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       await settle({ state: 'paused', reason: error, next, lastRun, host })
       return
     }
+    // A host that is left alone is waited for, and takes no attempts.
+    if (error && PASSING.has(error.name)) {
+      const back =
+        error.retryAfter === undefined
+          ? host && (await context.hosts.unavailableUntil(host))
+          : time.now() + error.retryAfter * 1000
+      if (back) {
+        log.info({ failure: error, run: run.id }, 'the run waits for the host')
+        await settle({ state: 'active', next: spread(back), lastRun, host })
+        return
+      }
+    }
     const next = nextTime(schedule, time.now())
     const wait = policy.backoff * 2 ** (attempt - 1) * (1 + Math.random())
     if (
@@ -253,7 +355,8 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       throw new AttemptFailedError(error, wait)
     }
     await settle({ ...regular(), lastRun, host })
-    log.info(
+    // The run itself has its line already.
+    log.debug(
       { run: run.id, outcome: lastRun.outcome, next },
       error ? 'scheduled run failed' : 'scheduled run done'
     )
@@ -290,6 +393,7 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     },
 
     work({ concurrency }) {
+      room = Math.max(1, concurrency - 1)
       engine.work(
         { [KIND]: (job, { signal }) => perform(job, signal) },
         {
@@ -354,29 +458,24 @@ async function redeem(
 }
 
 function jobOf(
-  { space, account, host = UNKNOWN_HOST }: Schedule,
+  { space, account, host }: Schedule,
   { perHost }: SchedulerPolicy
 ): NewJob {
+  // Nobody waits for one that may be at another host.
+  const slots = host === undefined ? 2 ** 32 : perHost
   const digest = createHash('sha256').update(`${space}\n${account}`).digest()
   return {
     kind: KIND,
     key: `${space} ${account}`,
     // Of the same account there is one slot: it is never backed up twice at once.
-    slot: `${host}/${digest.readUInt32BE(0) % perHost}`,
+    slot: `${host ?? UNKNOWN_HOST}/${digest.readUInt32BE(0) % slots}`,
     priority: 0,
     data: { space, account },
   }
 }
 
-/** Hosts of accounts that were never backed up share their slots. */
+/** What accounts that were never backed up count for. */
 const UNKNOWN_HOST = '-'
-
-function partition<T>(items: T[], isFirst: (item: T) => boolean): [T[], T[]] {
-  const { first = [], second = [] } = Object.groupBy(items, (item) =>
-    isFirst(item) ? 'first' : 'second'
-  )
-  return [first, second]
-}
 
 function lastRunOf(run: Run, now: number): LastRun {
   const { kind } = (run.outcome ?? {}) as { kind?: LastRun['outcome'] }

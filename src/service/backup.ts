@@ -3,13 +3,13 @@ import type { Link } from '@ucanto/interface'
 import { ok as answer, provide, provideAdvanced } from '@ucanto/server'
 import { CID } from 'multiformats/cid'
 import { Backup } from '../capabilities/index.ts'
-import type { Run } from '../stores/index.ts'
+import type { WatchedRun } from '../stores/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
 import { attachedDelegation, findAuthority } from './delegation.ts'
 import { failure } from './invocation.ts'
 
-/** Runs that `backup/status` lists for a Space. */
+/** Runs that `backup/status` lists for a Space, if it is not told how many. */
 const LISTED_RUNS = 20
 
 /** Handlers of `backup/*`. */
@@ -62,16 +62,22 @@ export function createBackupService(context: ServiceContext) {
 
     status: provide(Backup.status, async ({ capability }) => {
       const space = capability.with
-      const { run: link } = capability.nb
+      const { run: link, account, limit = LISTED_RUNS } = capability.nb
       if (!link) {
-        const runs = await stores.runs.list(space, { limit: LISTED_RUNS })
+        const runs = await stores.runs.list(space, {
+          limit: Math.min(limit, Backup.MAX_RUNS),
+          ...(account === undefined ? {} : { account }),
+        })
         return ok({ runs: runs.map(statusOf) })
       }
       const run = await stores.runs.get(link.toString())
-      if (run?.space !== space) {
+      if (
+        run?.space !== space ||
+        (account !== undefined && run.account !== account)
+      ) {
         return failure(
           'RunNotFound',
-          `there is no run ${link.toString()} in the Space ${space}`
+          `there is no run ${link.toString()}${account === undefined ? '' : ` of ${account}`} in the Space ${space}`
         )
       }
       return ok({ runs: [statusOf(run)] })
@@ -79,7 +85,8 @@ export function createBackupService(context: ServiceContext) {
   }
 }
 
-function statusOf(run: Run): Backup.RunStatus {
+/** What agents are told of a run. */
+export function statusOf(run: WatchedRun): Backup.RunStatus {
   return {
     run: CID.parse(run.id),
     account: run.account,

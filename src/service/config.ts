@@ -82,6 +82,16 @@ export const SETTINGS = {
     'NUMBER',
     'port to listen on; 0 for any'
   ),
+  metricsHost: setting(
+    z.string().min(1).default('127.0.0.1'),
+    'ADDRESS',
+    'address to listen on for those who run the service'
+  ),
+  metricsPort: setting(
+    integer(0, 65535).optional(),
+    'NUMBER',
+    'port for those who run the service: /metrics, /health/alive, /health/ready; 0 for any (none, if left out)'
+  ),
   dataFolder: setting(
     z.string().min(1).default('./bluesky-backups-data'),
     'FOLDER',
@@ -189,6 +199,11 @@ export const SETTINGS = {
     integer(0, 1_000_000).default(1_200),
     'NUMBER',
     'invocations a minute by one agent; 0 for any number'
+  ),
+  hostRate: setting(
+    integer(0, 1_000_000).default(480),
+    'NUMBER',
+    'requests a minute to one host of accounts, of all processes together; 0 for any number'
   ),
   role: setting(
     z.enum(ROLES).default('all'),

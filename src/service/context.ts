@@ -7,6 +7,7 @@ import type { RhythmLimits } from '../scheduler/index.ts'
 import type { Fetch, UploadServiceConfig } from '../storacha/index.ts'
 import type { Stores } from '../stores/index.ts'
 import type { GrantKeeper } from './grants.ts'
+import type { Metrics } from './metrics.ts'
 import type { Provisioning } from './provisioning.ts'
 import type { Publisher } from './publisher.ts'
 import type { Rates } from './rates.ts'
@@ -32,6 +33,7 @@ export interface ServiceContext {
   publisher: Pick<Publisher, 'publish'>
   time: Time
   logger: Logger
+  metrics?: Pick<Metrics, 'invoked'>
   /** How often schedules may be due. */
   rhythmLimits: RhythmLimits
   /** Schedules that one Space may have. */

@@ -4,6 +4,7 @@ import { CAR } from '@ucanto/transport'
 import type { Logger } from 'pino'
 import {
   BackupError,
+  HostUnavailableError,
   runBackup,
   type AuthorizationJournal,
   type DID,
@@ -31,6 +32,7 @@ import type { GrantKeeper } from './grants.ts'
 import { createJournal } from './journal.ts'
 import { createPrivateContext } from './private.ts'
 import { openReader, openSpace } from './space.ts'
+import { reportOf, type RunReport } from './run-report.ts'
 
 /** Errors that a run ends with as they are; others are for the log alone. */
 const TOLD = [BackupError, DecodeError, MissingBlockError, UnreadableStateError]
@@ -75,10 +77,14 @@ export interface RunnerContext extends PipelineContext {
   /** Runs at the same time in this process. */
   concurrency: number
   policy: RunnerPolicy
+  /** Told of each run that this process has ended. */
+  onEnded?: (report: RunReport) => void
 }
 
 /** Works off queued runs. */
 export interface Runner {
+  /** Number of runs that this process works on. */
+  readonly active: number
   /** Tells that there may be something to do. */
   kick(): void
   /**
@@ -187,16 +193,23 @@ export function startRunner(context: RunnerContext): Runner {
         result,
       })
       const message = await Message.build({ receipts: [receipt] as never })
+      const finished = time.now()
       const kept = await stores.runs.finish(run.id, owner, {
+        progress,
         ...(result.error
           ? { state: 'failed', error: result.error }
           : { state: 'done', outcome: result.ok }),
         receipt: CAR.request.encode(message).body,
-        now: time.now(),
+        now: finished,
       })
       if (!kept) throw new LeaseLostError('another process has it')
-      if (result.error) log.warn({ failure: result.error }, 'run failed')
-      else log.info({ outcome: result.ok }, 'run done')
+      const report = reportOf(
+        { ...run, finished },
+        result,
+        progress ?? (run.progress as Progress | undefined)
+      )
+      log.info(report, 'run ended')
+      context.onEnded?.(report)
     } catch (error) {
       if (error instanceof ParkedError) {
         log.info('run parked')
@@ -329,7 +342,15 @@ export function startRunner(context: RunnerContext): Runner {
       if (error instanceof StoreUnavailableError) throw error
       if (TOLD.some((kind) => error instanceof kind)) {
         const { name, message } = error as Error
-        return { error: { name, message } }
+        return {
+          error: {
+            name,
+            message,
+            ...(error instanceof HostUnavailableError
+              ? { retryAfter: error.retryAfter }
+              : {}),
+          },
+        }
       }
       log.error({ err: error }, 'run failed unexpectedly')
       return {
@@ -343,6 +364,9 @@ export function startRunner(context: RunnerContext): Runner {
   }
 
   return {
+    get active() {
+      return active.size
+    },
     kick,
     async drain(timeout) {
       stopping.abort()

@@ -122,9 +122,15 @@ export async function createServer(
       } as unknown as InvocationContext
       const receipts = await Promise.all(
         invocations.map(async (invocation) => {
+          const started = performance.now()
           const answer = await perform(invocation, options)
           const { out, fx } =
             'do' in answer ? answer.do : { out: answer, fx: undefined }
+          context.metrics?.invoked({
+            capability: invocation.capabilities[0].can,
+            result: out.error?.name ?? 'ok',
+            seconds: (performance.now() - started) / 1000,
+          })
           return Receipt.issue({
             issuer: id,
             ran: invocation,

@@ -10,6 +10,8 @@ import {
   createIdentityResolver,
   createSafeFetch,
   type SafeFetch,
+  type HostGate,
+  type SafeFetchOptions,
 } from '../atproto/index.ts'
 import {
   CALLBACK_PATH,
@@ -59,9 +61,14 @@ import type { PipelineContext } from './context.ts'
 import { conclude } from './conclude.ts'
 import { DataFolderError } from './errors.ts'
 import { createGrantKeeper, type GrantKeeperContext } from './grants.ts'
+import { createHealth } from './health.ts'
 import { createApp } from './http/app.ts'
+import { createOperatorsApp } from './http/operators.ts'
 import { listen, type Handle } from './http/listen.ts'
+import { createHostBudget } from './host-budget.ts'
+import { createHosts, HOST_POLICY, type HostPolicy } from './hosts.ts'
 import { createLogger } from './logger.ts'
+import { createMetrics } from './metrics.ts'
 import { createProvisioning } from './provisioning.ts'
 import {
   createPublisher,
@@ -71,6 +78,7 @@ import {
 } from './publisher.ts'
 import { createRates } from './rates.ts'
 import { createRevocations } from './revocations.ts'
+import { createRunFeed } from './run-feed.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
 import { openReader } from './space.ts'
@@ -91,6 +99,8 @@ export interface RunningService extends AsyncDisposable {
   did: string
   /** `did:key` that capabilities of Storacha are delegated to. */
   agent: string
+  /** Where operators see how it is, if there is such a place. */
+  metricsUrl?: URL
   /** Whether a new key was made at this start. */
   keyCreated: boolean
 }
@@ -102,6 +112,9 @@ export interface ServiceOptions {
   policy?: RunnerPolicy
   schedulerPolicy?: SchedulerPolicy
   publisherPolicy?: PublisherPolicy
+  hostPolicy?: HostPolicy
+  /** How large answers of hosts may be, and how long they may take. */
+  fetchLimits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Size of the CARs that are put into Spaces, in bytes. */
   shardSize?: number
 }
@@ -120,12 +133,31 @@ export async function startService(
     policy = RUNNER_POLICY,
     schedulerPolicy = SCHEDULER_POLICY,
     publisherPolicy = PUBLISHER_POLICY,
+    hostPolicy = HOST_POLICY,
+    fetchLimits = {},
     shardSize = DEFAULT_LIMITS.shardSize,
   }: ServiceOptions = {}
 ): Promise<RunningService> {
   await using resources = new AsyncDisposableStack()
   await makeDataFolder(config.dataFolder)
   const agent = withNativeSigning(await loadKeyFile(config.keyFile))
+  const health = createHealth({ time, logger })
+  const metrics = createMetrics({
+    time,
+    logger,
+    ofProcess: config.metricsPort !== undefined,
+  })
+  // Operators see the service from its start to its end.
+  const operators =
+    config.metricsPort === undefined
+      ? undefined
+      : resources.use(
+          await listen(createOperatorsApp({ health, metrics, logger }).fetch, {
+            host: config.metricsHost,
+            port: config.metricsPort,
+            flags: '--metrics-',
+          })
+        )
   const stores = resources.use(
     await openStores(
       config.databaseUrl === undefined
@@ -133,6 +165,7 @@ export async function startService(
         : { databaseUrl: config.databaseUrl }
     )
   )
+  health.opened(stores)
   // The DID may depend on the port, which is known when the service listens.
   let handle: Handle = () =>
     new Response('the service is starting', { status: 503 })
@@ -143,7 +176,26 @@ export async function startService(
   const url = config.publicUrl ?? new URL(`http://localhost:${http.port}`)
   const did: `did:web:${string}` = `did:web:${encodeURIComponent(url.host)}`
   const id = agent.withDID(did)
-  const pipeline = createPipeline(config, { logger, shardSize })
+  const hosts = createHosts({
+    store: stores.hosts,
+    budget: createHostBudget({
+      rate: config.hostRate,
+      period: hostPolicy.period / 1000,
+      ...(config.databaseUrl === undefined
+        ? {}
+        : { database: stores.database }),
+    }),
+    waiting: Math.max(1, Math.floor(config.concurrentRuns / 2)),
+    time,
+    logger,
+    policy: hostPolicy,
+  })
+  const pipeline = createPipeline(config, {
+    logger,
+    shardSize,
+    fetchLimits,
+    gate: hosts,
+  })
   const oauth = await createOAuthFor(url, config, {
     time,
     fetch: pipeline.safeFetch,
@@ -165,6 +217,7 @@ export async function startService(
     stores,
     time,
     logger,
+    metrics,
     authorities: config.trustedAuthorities,
     rhythmLimits: {
       ...RHYTHM_LIMITS,
@@ -236,25 +289,49 @@ export async function startService(
         policy,
         connection,
         concurrency: config.concurrentRuns,
+        onEnded: (report) => metrics.runEnded(report),
       })
     : undefined
-  const scheduler =
+  const engine =
     has('scheduler') || has('worker')
-      ? createScheduler({
+      ? resources.use(await openEngine(config, { stores, time, logger }))
+      : undefined
+  const scheduler =
+    engine === undefined
+      ? undefined
+      : createScheduler({
           ...context,
-          engine: resources.use(
-            await openEngine(config, { stores, time, logger })
-          ),
+          engine,
           connection,
           decodeDelegations,
           findHost: createHostFinder(pipeline, logger),
-          policy: schedulerPolicy,
+          hosts,
+          policy: {
+            ...schedulerPolicy,
+            // Alone, it keeps room for the accounts of other hosts.
+            ...(config.databaseUrl === undefined
+              ? {
+                  perHost: Math.min(
+                    schedulerPolicy.perHost,
+                    Math.max(1, config.concurrentRuns - 1)
+                  ),
+                }
+              : {}),
+          },
         })
-      : undefined
   if (has('scheduler')) scheduler?.sweep()
   if (has('worker')) scheduler?.work({ concurrency: config.concurrentRuns })
+  const feed = createRunFeed({ runs: stores.runs, time, logger })
+  const { watchers } = context
+  metrics.observe(stores, {
+    ...(runner ? { activeRuns: () => runner.active } : {}),
+    eventStreams: () => ({ clock: watchers.size, runs: feed.size }),
+    ...(engine ? { jobs: () => engine.counts() } : {}),
+    hosts: () => hosts.snapshot(),
+  })
   const stopping = new AbortController()
   resources.defer(async () => {
+    health.drain()
     stopping.abort()
     const timeout = config.drainTimeout * 1000
     await Promise.all([scheduler?.drain(timeout), runner?.drain(timeout)])
@@ -288,7 +365,9 @@ export async function startService(
           },
         }
       : {}),
-    watch: { watchers: context.watchers, time, stopping: stopping.signal },
+    watch: { watchers, feed, time, stopping: stopping.signal },
+    health,
+    metrics,
     isDraining: () => stopping.signal.aborted,
   })
   handle = (request, env) => app.fetch(request, env)
@@ -299,9 +378,19 @@ export async function startService(
     url,
     did,
     agent: agent.did(),
+    ...(operators
+      ? { metricsUrl: urlOf(config.metricsHost, operators.port) }
+      : {}),
     keyCreated: agent.created,
     [Symbol.asyncDispose]: () => (disposed ??= owned.disposeAsync()),
   }
+}
+
+/** @param host - a name, or an address of either kind */
+function urlOf(host: string, port: number): URL {
+  return new URL(
+    `http://${host.includes(':') ? `[${host}]` : host}:${port}/metrics`
+  )
 }
 
 /** Opens the engine of the jobs, on the database that the stores are on. */
@@ -396,7 +485,14 @@ function createAuthorizationReader({
 /** What runs need of the world. */
 function createPipeline(
   config: ServiceConfig,
-  { logger, shardSize }: { logger: Logger; shardSize: number }
+  {
+    logger,
+    shardSize,
+    fetchLimits,
+    gate,
+  }: Required<Pick<ServiceOptions, 'logger' | 'shardSize' | 'fetchLimits'>> & {
+    gate: HostGate
+  }
 ): PipelineContext & { safeFetch: SafeFetch } {
   const { allowPrivateNetwork, handleResolverUrl } = config
   if (allowPrivateNetwork) {
@@ -404,7 +500,7 @@ function createPipeline(
       'private and loopback addresses are allowed: only for local networks'
     )
   }
-  const safeFetch = createSafeFetch({ allowPrivateNetwork })
+  const safeFetch = createSafeFetch({ ...fetchLimits, allowPrivateNetwork })
   return {
     safeFetch,
     identities: createIdentityResolver({
@@ -414,7 +510,7 @@ function createPipeline(
       ...(handleResolverUrl ? { handleResolverUrl } : {}),
       onWarning: (warning) => logger.warn({ err: warning }, 'identity'),
     }),
-    accounts: createAccountReader({ fetch: safeFetch }),
+    accounts: createAccountReader({ fetch: safeFetch, gate }),
     uploadService: {
       url: config.uploadServiceUrl,
       did: config.uploadServiceDid,

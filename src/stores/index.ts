@@ -1,6 +1,7 @@
 import { sql } from 'kysely'
 import { createClockStore } from './clock.ts'
 import { createGrantStore } from './grants.ts'
+import { createHostStore } from './hosts.ts'
 import type { Stores } from './interface.ts'
 import { createJournalStore } from './journal.ts'
 import { openPostgres } from './postgres.ts'
@@ -48,6 +49,7 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
     spaces: createSpaceStore(db),
     schedules: createScheduleStore(db),
     grants: createGrantStore(db),
+    hosts: createHostStore(db),
     async ping() {
       await sql`select 1`.execute(db)
     },

@@ -21,6 +21,7 @@ export interface Stores extends AsyncDisposable {
   spaces: SpaceStore
   schedules: ScheduleStore
   grants: GrantStore
+  hosts: HostStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -75,6 +76,48 @@ export interface KnownSpace {
   provisioned: boolean
   /** Unix milliseconds at which the upload service said so. */
   checked: number
+}
+
+/** Why a host is left alone: it fails, it asked for it, or one looks how it is. */
+export type HostTroubleKind = 'failing' | 'limited' | 'probed'
+
+/** What is kept of a host that is not as it should be. */
+export interface HostTrouble {
+  kind: HostTroubleKind
+  /** Requests that failed since the last one that did not. */
+  failures: number
+  /** How often it was left alone since it was last as it should be. */
+  closures: number
+  /** Unix milliseconds until which nobody asks it. */
+  until: number
+}
+
+/** Hosts that are not as they should be; of all others there is nothing. */
+export interface HostStore {
+  get(host: string): Promise<HostTrouble | undefined>
+
+  /** @returns hosts that were left alone and are not yet known to be back */
+  closed(): Promise<Map<string, HostTrouble>>
+
+  /**
+   * Changes what is kept of a host. Nothing else changes it between the look
+   * and the decision.
+   *
+   * @param decide - answers what there shall be, nothing if the host is as it
+   *   should be; may be called again, and must not use the stores
+   * @returns what there is after it
+   */
+  change(
+    host: string,
+    decide: (present: HostTrouble | undefined) => HostTrouble | undefined
+  ): Promise<HostTrouble | undefined>
+
+  /**
+   * Forgets hosts that nobody has asked for long.
+   *
+   * @param before - Unix milliseconds; those that were left alone until then
+   */
+  forget(before: number): Promise<void>
 }
 
 /** Somebody took a delegation back. */
@@ -148,11 +191,18 @@ export interface Run extends RunRequest {
 export interface RunError {
   name: string
   message: string
+  /** Seconds from the end of the run until another is worth it. */
+  retryAfter?: number
 }
+
+/** A run without what it acts upon. */
+export type WatchedRun = Omit<Run, 'authority'>
 
 /** How a run ended. */
 export interface RunResult {
   state: 'done' | 'failed'
+  /** How far it came, any JSON value; left out, what was told before stays. */
+  progress?: unknown
   outcome?: unknown
   error?: RunError
   /** The receipt of the task, kept along with the result. */
@@ -178,9 +228,32 @@ export interface RunStore {
 
   /**
    * @param options.limit - the most runs to answer
+   * @param options.account - only those of this account
    * @returns runs into the Space, newest first
    */
-  list(space: string, options: { limit: number }): Promise<Run[]>
+  list(
+    space: string,
+    options: { limit: number; account?: string }
+  ): Promise<Run[]>
+
+  /**
+   * Looks after runs that somebody watches. What it takes depends on what is
+   * asked for, not on how many runs there are.
+   *
+   * @param watched.runs - of these runs
+   * @param watched.spaces - of these Spaces, the runs that have not ended and
+   *   those that were asked for since
+   * @param watched.since - Unix milliseconds
+   * @param watched.limit - the most runs that have not ended, and the most that
+   *   are new, of all Spaces together; of these the newest
+   * @returns the runs, in no order
+   */
+  watched(watched: {
+    runs: string[]
+    spaces: string[]
+    since: number
+    limit: number
+  }): Promise<WatchedRun[]>
 
   /**
    * Takes the oldest run that is queued, or running with an expired lease.
@@ -323,6 +396,16 @@ export interface ScheduleSettlement extends Pick<
   now: number
 }
 
+/** What operators should know about all schedules. */
+export interface ScheduleFigures {
+  /** Schedules that are due and not claimed. */
+  due: number
+  /** Unix milliseconds since which the first of them is due. */
+  oldest?: number | undefined
+  /** Delegations about to end, for each time that was asked for. */
+  ending: number[]
+}
+
 /**
  * Schedules: at most one of an account into a Space. A schedule that is due is
  * claimed by one owner and not claimed again before it is settled or its lease
@@ -358,6 +441,21 @@ export interface ScheduleStore {
   list(space: string): Promise<Schedule[]>
 
   count(space: string): Promise<number>
+
+  /**
+   * Counts what operators should know about all schedules, in a time that does
+   * not depend on how many there are.
+   *
+   * @param options.now - Unix milliseconds
+   * @param options.ending - Unix milliseconds; for each the delegations that
+   *   end until then and have not ended, of schedules that have not stopped
+   * @param options.limit - where counting stops
+   */
+  figures(options: {
+    now: number
+    ending: number[]
+    limit: number
+  }): Promise<ScheduleFigures>
 
   /**
    * Forgets a schedule and its delegation.

@@ -230,6 +230,40 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+  '0007-host-budgets': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('hosts')
+        .addColumn('host', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('kind', 'text', (column) => column.notNull())
+        .addColumn('failures', 'integer', (column) => column.notNull())
+        .addColumn('closures', 'integer', (column) => column.notNull())
+        .addColumn('until', 'bigint', (column) => column.notNull())
+        .execute()
+      await db.schema
+        .createTable('host_budgets')
+        .addColumn('key', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('points', 'integer', (column) => column.notNull())
+        .addColumn('expire', 'bigint')
+        .execute()
+    },
+  },
+
+  '0008-indexes-for-operators': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createIndex('runs_by_account')
+        .on('runs')
+        .columns(['space', 'account', 'created', 'id'])
+        .execute()
+      await db.schema
+        .createIndex('schedules_by_expiration')
+        .on('schedules')
+        .columns(['delegation_expiration'])
+        .where(sql<boolean>`delegation_expiration is not null`)
+        .execute()
+    },
+  },
 
   '0009-grants': {
     async up(db: Kysely<unknown>) {

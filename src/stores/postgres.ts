@@ -33,6 +33,11 @@ export async function openPostgres(
   // An idle connection that breaks is replaced by the pool. If the database
   // stays away, the next query says so.
   pool.on('error', () => {})
+  // Of one that breaks while it is used, the query says so. Without a listener
+  // it would end the process as well.
+  pool.on('connect', (client) => {
+    client.on('error', () => {})
+  })
   const db = new Kysely<Tables>({
     dialect: new NamedErrorsPostgresDialect({ pool }, host),
   })

@@ -1,12 +1,38 @@
 import { sql } from 'kysely'
 import type { Kysely, SqlBool } from 'kysely'
-import type { Run, RunError, RunRequest, RunStore } from './interface.ts'
+import type {
+  Run,
+  RunError,
+  RunRequest,
+  RunStore,
+  WatchedRun,
+} from './interface.ts'
 import { createReceiptStore } from './receipts.ts'
 import { fromJSON, toBytes, toJSON } from './rows.ts'
 import type { RunRow, Tables } from './tables.ts'
 
 /** As the partial indexes have it, literally, so that they are used. */
 const active = sql<SqlBool>`state in ('queued', 'running')`
+
+/** All but `authority`, which may be large. */
+const WATCHED = [
+  'id',
+  'space',
+  'account',
+  'agent',
+  'include',
+  'state',
+  'progress',
+  'outcome',
+  'error',
+  'created',
+  'updated',
+  'started',
+  'finished',
+  'attempts',
+  'owner',
+  'lease_expiration',
+] as const satisfies (keyof RunRow)[]
 
 export function createRunStore(db: Kysely<Tables>): RunStore {
   return {
@@ -23,16 +49,44 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
 
     get: (id) => readRun(db, id),
 
-    async list(space, { limit }) {
+    async list(space, { limit, account }) {
       const rows = await db
         .selectFrom('runs')
         .selectAll()
         .where('space', '=', space)
+        .$if(account !== undefined, (query) =>
+          query.where('account', '=', account!)
+        )
         .orderBy('created', 'desc')
         .orderBy('id', 'desc')
         .limit(limit)
         .execute()
       return rows.map(toRun)
+    },
+
+    async watched({ runs, spaces, since, limit }) {
+      const query = db.selectFrom('runs').select(WATCHED)
+      // One question for each index, so that it is used.
+      const [named, unfinished, recent] = await Promise.all([
+        runs.length > 0 ? query.where('id', 'in', padded(runs)).execute() : [],
+        spaces.length > 0
+          ? query
+              .where(active)
+              .where('space', 'in', padded(spaces))
+              .limit(limit)
+              .execute()
+          : [],
+        spaces.length > 0
+          ? query
+              .where('space', 'in', padded(spaces))
+              .where('created', '>=', since)
+              .orderBy('created', 'desc')
+              .limit(limit)
+              .execute()
+          : [],
+      ])
+      const rows = [...named, ...unfinished, ...recent]
+      return [...new Map(rows.map((row) => [row.id, toWatched(row)])).values()]
     },
 
     async claim({ owner, now, lease }) {
@@ -82,10 +136,11 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
         lease_expiration: null,
       }),
 
-    async finish(id, owner, { state, outcome, error, receipt, now }) {
+    async finish(id, owner, { state, progress, outcome, error, receipt, now }) {
       return db.transaction().execute(async (transaction) => {
         const owned = await updateOwned(transaction, id, owner, {
           state,
+          ...(progress === undefined ? {} : { progress: toJSON(progress) }),
           outcome: toJSON(outcome),
           error: toJSON(error),
           owner: null,
@@ -152,6 +207,15 @@ async function readActiveRun(
   return row && toRun(row)
 }
 
+/**
+ * Repeats the last item until there is a power of two of them: of the lengths
+ * of lists there are few, and so are the statements that a server prepares.
+ */
+function padded(items: string[]): string[] {
+  const length = 2 ** Math.ceil(Math.log2(items.length))
+  return Array.from({ length }, (_, at) => items[at] ?? items.at(-1)!)
+}
+
 /** @returns whether the run is running and the owner's */
 async function updateOwned(
   db: Kysely<Tables>,
@@ -170,13 +234,16 @@ async function updateOwned(
 }
 
 function toRun(row: RunRow): Run {
+  return { ...toWatched(row), authority: toBytes(row.authority) }
+}
+
+function toWatched(row: Omit<RunRow, 'authority'>): WatchedRun {
   return {
     id: row.id,
     space: row.space,
     account: row.account,
     agent: row.agent,
     include: JSON.parse(row.include) as string[],
-    authority: toBytes(row.authority),
     state: row.state,
     progress: fromJSON(row.progress),
     outcome: fromJSON(row.outcome),

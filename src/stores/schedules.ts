@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import type { Kysely, Selectable, SqlBool } from 'kysely'
+import type { Kysely, Selectable, SelectQueryBuilder, SqlBool } from 'kysely'
 import type {
   LastRun,
   Rhythm,
@@ -14,6 +14,8 @@ import type { ScheduleRow, Tables } from './tables.ts'
 /** As the partial indexes have it, literally, so that they are used. */
 const unclaimed = sql<SqlBool>`schedules.next is not null and schedules.owner is null`
 const claimed = sql<SqlBool>`schedules.owner is not null`
+
+const expiring = sql<SqlBool>`delegation_expiration is not null`
 
 /** All but the delegation itself, which is large and seldom needed. */
 const COLUMNS = [
@@ -102,6 +104,37 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
         .where('space', '=', space)
         .executeTakeFirstOrThrow()
       return Number(count)
+    },
+
+    async figures({ now, ending, limit }) {
+      const due = db
+        .selectFrom('schedules')
+        .where(unclaimed)
+        .where('next', '<=', now)
+      const { oldest } = await due
+        .select((schedules) => schedules.fn.min('next').as('oldest'))
+        .executeTakeFirstOrThrow()
+      const endings: number[] = []
+      for (const end of ending) {
+        endings.push(
+          await countRows(
+            db,
+            db
+              .selectFrom('schedules')
+              .select('space')
+              .where(expiring)
+              .where('delegation_expiration', '>', now)
+              .where('delegation_expiration', '<=', end)
+              .where('state', '!=', 'stopped')
+              .limit(limit)
+          )
+        )
+      }
+      return {
+        due: await countRows(db, due.select('space').limit(limit)),
+        ...(oldest === null ? {} : { oldest: Number(oldest) }),
+        ending: endings,
+      }
     },
 
     async remove(space, account) {
@@ -304,6 +337,17 @@ function toValues(decision: ScheduleDecision, now: number) {
     next: dueTime(decision),
     updated: now,
   }
+}
+
+async function countRows(
+  db: Kysely<Tables>,
+  rows: SelectQueryBuilder<Tables, 'schedules', { space: string }>
+): Promise<number> {
+  const { count } = await db
+    .selectFrom(rows.as('counted'))
+    .select((counted) => counted.fn.countAll().as('count'))
+    .executeTakeFirstOrThrow()
+  return Number(count)
 }
 
 function toSchedule(row: SelectedRow): Schedule {

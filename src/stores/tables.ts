@@ -1,4 +1,9 @@
-import type { GrantState, RunState, ScheduleState } from './interface.ts'
+import type {
+  GrantState,
+  HostTroubleKind,
+  RunState,
+  ScheduleState,
+} from './interface.ts'
 
 /** Rows as both databases hold them; see `migrations.ts`. */
 export interface Tables {
@@ -22,6 +27,15 @@ export interface Tables {
     position: number
     bytes: Uint8Array
   }
+  hosts: {
+    host: string
+    kind: HostTroubleKind
+    failures: number
+    closures: number
+    until: number
+  }
+  /** Of `rate-limiter-flexible`, in its words. On PostgreSQL alone in use. */
+  host_budgets: { key: string; points: number; expire: number | null }
   jobs: JobRow
   dead_jobs: DeadJobRow
   grant_requests: GrantRequestRow

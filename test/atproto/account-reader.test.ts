@@ -419,6 +419,16 @@ describe('account reader', () => {
         }),
         60,
       ],
+      [
+        'in seconds until its count begins again',
+        () => ({ 'ratelimit-reset': '45' }),
+        45,
+      ],
+      [
+        'after what it says first',
+        () => ({ 'retry-after': '30', 'ratelimit-reset': '45' }),
+        30,
+      ],
       ['soon', () => ({ 'retry-after': 'soon' }), undefined],
       ['soon, otherwise', () => ({ 'ratelimit-reset': 'soon' }), undefined],
       ['some time', () => ({}), undefined],

@@ -11,6 +11,7 @@ import { sha256 } from 'multiformats/hashes/sha2'
 import { signingKeysIn } from '../../src/atproto/index.ts'
 import {
   BlobNotFoundError,
+  HostUnavailableError,
   openBackup,
   verifyBackup,
   type AccountReader,
@@ -304,7 +305,9 @@ describe('the pipeline', () => {
           }),
         },
       })
-      assert.equal(outcome.blobsMissing, 2)
+      assert.equal(outcome.blobsMissing, 0)
+      assert.equal(outcome.blobsFailed, 2)
+      assert.ok(outcome.bytesRead >= outcome.repoBytes + 3_000_000)
       assert.deepEqual(
         await missing(),
         blobs.map(({ cid }) => [cid, 'wrong-hash']).sort()
@@ -330,7 +333,8 @@ describe('the pipeline', () => {
           }),
         },
       })
-      assert.equal(outcome.blobsMissing, 4)
+      assert.equal(outcome.blobsMissing, 2)
+      assert.equal(outcome.blobsFailed, 2)
       assert.deepEqual(
         new Set((await missing()).map(([, why]) => why)),
         new Set(['failed', 'not-found'])
@@ -478,6 +482,72 @@ describe('the pipeline', () => {
       )
       assert.deepEqual(owner.journal.entries, [])
       await assertVerified()
+    })
+
+    describe('by a host that is to be left alone', () => {
+      const refused = new HostUnavailableError('not now', { retryAfter: 9 })
+      const asked: string[] = []
+
+      /** A host that gives so many blobs. */
+      const giving = (count: number) =>
+        tampering(owner.context.accounts, {
+          async blob(identity, cid, options) {
+            if (count-- <= 0) throw refused
+            asked.push(cid)
+            return owner.context.accounts.blob(identity, cid, options)
+          },
+        })
+
+      beforeEach(async () => {
+        asked.length = 0
+        await seedAccount(alice.agent, {
+          posts: 3,
+          blobs: [1000, 2000, 3000, 4000],
+        })
+      })
+
+      it('has kept what the host gave', async () => {
+        await assert.rejects(
+          owner.backUp(alice.did, { with: { accounts: giving(2) } }),
+          refused
+        )
+        assert.equal(owner.clock.heads.length, 0)
+        const kept = owner.journal.entries.flatMap(({ blobs }) => blobs)
+        assert.deepEqual(kept.map(([cid]) => cid).sort(), asked.toSorted())
+        const { blobsMissing } = await owner.backUp(alice.did, {
+          with: { accounts: giving(Infinity) },
+        })
+        assert.equal(blobsMissing, 0)
+        assert.equal(asked.length, 4)
+        assert.equal(new Set(asked).size, 4)
+        await assertVerified()
+      })
+
+      it('says what could not be kept', async () => {
+        network.storacha.faults.uploadsClosed = true
+        await assert.rejects(
+          owner.backUp(alice.did, { with: { accounts: giving(2) } }),
+          refused
+        )
+        assert.match(owner.warnings.join(), /could not be kept/)
+        network.storacha.faults.uploadsClosed = false
+        await owner.backUp(alice.did)
+        await assertVerified()
+      })
+
+      it('does not go on without the list of blobs', async () => {
+        const accounts = tampering(owner.context.accounts, {
+          // eslint-disable-next-line require-yield
+          async *blobs() {
+            throw refused
+          },
+        })
+        await assert.rejects(
+          owner.backUp(alice.did, { with: { accounts } }),
+          refused
+        )
+        assert.equal(owner.clock.heads.length, 0)
+      })
     })
 
     it('ends soon when it is stopped, and goes on later', async () => {

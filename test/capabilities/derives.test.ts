@@ -363,6 +363,15 @@ describe('capabilities', () => {
       ['backup/status', { run: ONE }, { run: ONE }, undefined],
       ['backup/status', { run: TWO }, { run: ONE }, /for run/],
       ['backup/status', {}, { run: ONE }, /for run \w+, not for all/],
+      ['backup/status', { limit: 5 }, {}, undefined],
+      ['backup/status', { account: ACCOUNT }, { account: ACCOUNT }, undefined],
+      ['backup/status', { run: ONE }, { account: ACCOUNT }, /for account/],
+      [
+        'backup/status',
+        { account: 'did:plc:other' },
+        { account: ACCOUNT },
+        /for account/,
+      ],
     ]
     for (const [can, claimed, delegated, refused] of cases) {
       const show = (nb: Nb) =>
@@ -419,6 +428,9 @@ describe('capabilities', () => {
       ['authorization/revoke', { account: 'alice.test' }],
       ['backup/status', { run: 'bafy' }],
       ['backup/status', { run: 1 }],
+      ['backup/status', { account: 'alice.test' }],
+      ['backup/status', { limit: 0 }],
+      ['backup/status', { limit: 1.5 }],
     ]
     for (const [can, nb] of cases) {
       it(`refuse ${can} of ${JSON.stringify(nb)}`, async () => {

@@ -323,7 +323,7 @@ describe('backups on the command line', () => {
         '--max-blob-size',
         '10000',
       ])
-      assert.equal(outcome.blobsMissing, 1)
+      assert.equal(outcome.blobsFailed, 1)
       const { missing } = await limited.json(['backup', 'show'])
       assert.equal(missing[0].cid, seeded.blobs[1]?.cid)
       assert.equal(missing[0].reason, 'too-large')

@@ -20,7 +20,7 @@ export interface Finished {
   code: number
   stdout: string
   stderr: string
-  /** The one object on stdout, with `--json`. */
+  /** The one object on stdout, with `--json`; of a stream of them, all. */
   json: Json
 }
 
@@ -29,6 +29,8 @@ export interface RunOptions {
   env?: Record<string, string>
   /** Whether stderr is a terminal. */
   terminal?: boolean
+  /** Called with each piece of text on stdout. */
+  onStdout?: (text: string) => void
   /** Called with each piece of text on stderr. */
   onStderr?: (text: string) => void
 }
@@ -44,7 +46,7 @@ export class Agent {
   }
 
   async run(argv: string[], options: RunOptions = {}): Promise<Finished> {
-    const stdout = collect()
+    const stdout = collect(options.onStdout)
     const stderr = collect(options.onStderr)
     Object.assign(stderr.stream, {
       isTTY: options.terminal ?? false,
@@ -62,7 +64,7 @@ export class Agent {
       code,
       stdout: text,
       stderr: stderr.text(),
-      json: argv.includes('--json') ? JSON.parse(text) : undefined,
+      json: argv.includes('--json') ? parse(text) : undefined,
     }
   }
 
@@ -99,6 +101,14 @@ export function startTestService(
     readConfig({ port: '0', dataFolder, ...flags }, network.environment),
     { logger: pino({ level: 'silent' }) }
   )
+}
+
+function parse(text: string): Json {
+  if (text === '') return undefined
+  const lines = text.trimEnd().split('\n')
+  return lines.length === 1
+    ? JSON.parse(text)
+    : lines.map((line) => JSON.parse(line))
 }
 
 function collect(onText?: (text: string) => void) {

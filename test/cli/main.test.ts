@@ -18,6 +18,7 @@ const COMMANDS = [
   ['backup', 'verify'],
   ['schedule'],
   ['schedules'],
+  ['runs'],
   ['pause'],
   ['resume'],
   ['unschedule'],

@@ -4,11 +4,14 @@ import { createProgress, describeProgress } from '../../src/cli/progress.ts'
 
 const PROGRESS = {
   stage: 'blobs',
+  stages: [],
+  bytesRead: 5100,
   records: 1234,
   repoBytes: 5000,
   blobs: 60,
   blobsDone: 3,
-  blobsMissing: 1,
+  blobsMissing: 0,
+  blobsFailed: 1,
   blobBytes: 100,
   blocksUploaded: 10,
   bytesUploaded: 2_500_000,

@@ -18,6 +18,7 @@ describe('startNetwork', () => {
       BLUESKY_BACKUPS_HANDLE_RESOLVER_URL: pds.url,
       BLUESKY_BACKUPS_TRUSTED_AUTHORITIES: `${storacha.did}=${storacha.didKey}`,
       BLUESKY_BACKUPS_ALLOW_PRIVATE_NETWORK: 'true',
+      BLUESKY_BACKUPS_HOST_RATE: '0',
       STORACHA_SERVICE_URL: storacha.url,
       STORACHA_SERVICE_DID: storacha.did,
       STORACHA_RECEIPTS_URL: `${storacha.url}/receipt/`,

@@ -32,6 +32,8 @@ export type {
   StoredBlob,
 } from './storacha.ts'
 export type { Faults } from './faults.ts'
+export { startUnwellHost } from './unwell-host.ts'
+export type { Ailment, Asked, UnwellHost } from './unwell-host.ts'
 
 export interface NetworkOptions {
   plc?: PlcOptions
@@ -91,6 +93,8 @@ export function createEnvironment({
     BLUESKY_BACKUPS_HANDLE_RESOLVER_URL: pds.url,
     BLUESKY_BACKUPS_TRUSTED_AUTHORITIES: `${storacha.did}=${storacha.didKey}`,
     BLUESKY_BACKUPS_ALLOW_PRIVATE_NETWORK: 'true',
+    // The PDS permits any number of requests.
+    BLUESKY_BACKUPS_HOST_RATE: '0',
     STORACHA_SERVICE_URL: storacha.url,
     STORACHA_SERVICE_DID: storacha.did,
     STORACHA_RECEIPTS_URL: storacha.receiptsUrl,

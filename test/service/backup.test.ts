@@ -404,6 +404,30 @@ describe('backup handlers', () => {
       )
     })
 
+    it('lists those of an account, and as many as are asked for', async () => {
+      const { run: one } = await run()
+      const { run: two } = await run({ account: OTHER_ACCOUNT })
+      const config = { issuer: alice, with: space.did(), proofs }
+      const listed = async (input: Backup.StatusInput) => {
+        const { ok, error } = await Backup.status(config, input, {
+          ...service,
+          nonce: crypto.randomUUID(),
+        })
+        return error?.name ?? ok!.runs.map(({ run }) => run.toString())
+      }
+      assert.deepEqual(await listed({ account: ACCOUNT }), [one!.toString()])
+      assert.deepEqual(await listed({ limit: 1_000_000 }), [
+        two!.toString(),
+        one!.toString(),
+      ])
+      assert.deepEqual(await listed({ limit: 1 }), [two!.toString()])
+      assert.deepEqual(await listed({ run: one!, account: ACCOUNT }), [
+        one!.toString(),
+      ])
+      const wrong = { run: one!, account: OTHER_ACCOUNT } as const
+      assert.equal(await listed(wrong), 'RunNotFound')
+    })
+
     it('tells nothing of the runs of others', async () => {
       const { run: link } = await run()
       const theirs = await ed25519.generate()

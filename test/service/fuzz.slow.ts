@@ -18,6 +18,8 @@ import { createProvisioning } from '../../src/service/provisioning.ts'
 import { createRates } from '../../src/service/rates.ts'
 import { createRevocations } from '../../src/service/revocations.ts'
 import { createServer } from '../../src/service/server.ts'
+import { createHealth } from '../../src/service/health.ts'
+import { createRunFeed } from '../../src/service/run-feed.ts'
 import { createWatchers } from '../../src/service/watchers.ts'
 import { openStores } from '../../src/stores/index.ts'
 import {
@@ -142,8 +144,14 @@ describe('fuzzed requests', () => {
       stores,
       logger,
       maxBodySize: 64 * 1024,
-      watch: { watchers, time, stopping: new AbortController().signal },
+      watch: {
+        watchers,
+        feed: createRunFeed({ runs: stores.runs, time, logger }),
+        time,
+        stopping: new AbortController().signal,
+      },
       isDraining: () => false,
+      health: createHealth({ time, logger }),
     })
   })
 

@@ -470,7 +470,7 @@ describe('runs of the service', () => {
       assert.equal(status.attempts, 1)
     }
     for (const { logs } of [one, two]) {
-      assert.ok(logs.some(({ msg }) => msg === 'run done'))
+      assert.ok(logs.some(({ msg }) => msg === 'run ended'))
     }
   })
 

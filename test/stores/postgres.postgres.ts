@@ -5,6 +5,7 @@ import { openStores } from '../../src/stores/index.ts'
 import { clockStoreContract } from './contract/clock.ts'
 import { bind, bindShared } from './contract/contract.ts'
 import type { TestDatabase } from './contract/contract.ts'
+import { hostStoreContract, sharedHostStoreContract } from './contract/hosts.ts'
 import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
@@ -54,9 +55,12 @@ describe('stores on PostgreSQL', () => {
   describe('grants', () => bind(grantStoreContract, createSchema))
   describe('schedules', () => bind(scheduleStoreContract, createSchema))
   describe('spaces', () => bind(spaceStoreContract, createSchema))
+  describe('hosts', () => bind(hostStoreContract, createSchema))
   describe('revocations', () => bind(revocationStoreContract, createSchema))
   describe('journal', () => bind(journalStoreContract, createSchema))
   describe('shared', () => bindShared(sharedStoresContract, createSchema))
+  describe('shared hosts', () =>
+    bindShared(sharedHostStoreContract, createSchema))
   describe('processes', () => bindShared(processesContract, createSchema))
 
   it('refuses a database that a newer version has migrated', async () => {

@@ -21,6 +21,7 @@ import { openSqlite } from '../../src/stores/sqlite.ts'
 import { clockStoreContract } from './contract/clock.ts'
 import { bind, bindShared } from './contract/contract.ts'
 import type { TestDatabase } from './contract/contract.ts'
+import { hostStoreContract, sharedHostStoreContract } from './contract/hosts.ts'
 import { journalStoreContract } from './contract/journal.ts'
 import { processesContract } from './contract/processes.ts'
 import { receiptStoreContract } from './contract/receipts.ts'
@@ -62,6 +63,7 @@ describe('stores on SQLite', () => {
       describe('grants', () => bind(grantStoreContract, createDatabase))
       describe('schedules', () => bind(scheduleStoreContract, createDatabase))
       describe('spaces', () => bind(spaceStoreContract, createDatabase))
+      describe('hosts', () => bind(hostStoreContract, createDatabase))
       describe('revocations', () =>
         bind(revocationStoreContract, createDatabase))
       describe('journal', () => bind(journalStoreContract, createDatabase))
@@ -69,6 +71,8 @@ describe('stores on SQLite', () => {
   }
 
   describe('shared', () => bindShared(sharedStoresContract, createFile))
+  describe('shared hosts', () =>
+    bindShared(sharedHostStoreContract, createFile))
   describe('processes', () => bindShared(processesContract, createFile))
 
   it('can be read by nobody but the user', async () => {

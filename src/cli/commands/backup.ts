@@ -1,5 +1,5 @@
 import type { Command } from 'commander'
-import { verifyBackup, type Outcome } from '../../backup/index.ts'
+import { verifyBackup } from '../../backup/index.ts'
 import { signingKeysIn } from '../../atproto/index.ts'
 import type { Backup as Protocol } from '../../capabilities/index.ts'
 import {
@@ -33,7 +33,7 @@ import {
   nameOutcome,
   readIdentityFile,
 } from '../private-parts.ts'
-import { createProgress, describeProgress } from '../progress.ts'
+import { countSeen, createProgress, describeProgress } from '../progress.ts'
 import { followRun, runHere, startRun } from '../run.ts'
 import {
   findAccount,
@@ -107,7 +107,7 @@ function createRunCommand(backup: Command, context: CommandContext): void {
       const onProgress = (progress: Readonly<Protocol.RunProgress>) => {
         display.update(
           describeProgress(progress),
-          progress.blobsDone + progress.blobsMissing,
+          countSeen(progress),
           progress.blobs
         )
       }
@@ -413,7 +413,7 @@ function createVerifyCommand(backup: Command, context: CommandContext): void {
   )
 }
 
-function describeOutcome(outcome: Outcome | Protocol.RunOutcome): string {
+function describeOutcome(outcome: Protocol.RunOutcome): string {
   if (outcome.kind === 'unchanged') {
     const parts = describeParts(outcome.private, outcome.account)
     return [
@@ -421,6 +421,7 @@ function describeOutcome(outcome: Outcome | Protocol.RunOutcome): string {
       ...(parts.length === 0 ? [] : [formatFields(parts)]),
     ].join('\n')
   }
+  const missing = outcome.blobsMissing + outcome.blobsFailed
   return formatFields([
     ['backup', `${outcome.timestamp} (${outcome.kind})`],
     ['account', outcome.account],
@@ -431,9 +432,9 @@ function describeOutcome(outcome: Outcome | Protocol.RunOutcome): string {
     ],
     [
       'missing blobs',
-      outcome.blobsMissing === 0
+      missing === 0
         ? 'none'
-        : `${outcome.blobsMissing}; \`bluesky-backups backup show ${outcome.account} latest\` says why`,
+        : `${missing}; \`bluesky-backups backup show ${outcome.account} latest\` says why`,
     ],
     ...describeParts(outcome.private, outcome.account),
     ['took', formatSeconds(outcome.ms)],

@@ -19,7 +19,7 @@ export function createServeCommand(
   addSettings(command, Object.keys(SETTINGS) as SettingName[])
   addCommonOptions(
     command,
-    'bluesky-backups serve --public-url https://backups.example --data-folder /var/lib/bluesky-backups'
+    'bluesky-backups serve --public-url https://backups.example --data-folder /var/lib/bluesky-backups\nbluesky-backups serve --metrics-port 9464'
   )
   command.action(async () => {
     const flags = command.opts<Flags>()
@@ -32,9 +32,17 @@ export function createServeCommand(
         write: (line) => void logs.write(line),
       }),
     })
-    const { url, did, agent, keyCreated } = service
+    const { url, did, agent, keyCreated, metricsUrl } = service
     if (flags['json']) {
-      printLine(io.stdout, JSON.stringify({ url: url.href, did, agent }))
+      printLine(
+        io.stdout,
+        JSON.stringify({
+          url: url.href,
+          did,
+          agent,
+          ...(metricsUrl ? { metrics: metricsUrl.href } : {}),
+        })
+      )
     } else {
       printLine(
         io.stderr,
@@ -42,6 +50,7 @@ export function createServeCommand(
           ['URL', url.href],
           ['service', did],
           ['agent', agent],
+          ['metrics', metricsUrl?.href],
           ['data', resolve(config.dataFolder)],
           ['key', `${config.keyFile}${keyCreated ? ' (made just now)' : ''}`],
         ])

@@ -1,6 +1,7 @@
 import type { HttpBindings } from '@hono/node-server'
-import { Hono } from 'hono'
+import { Hono, type Context } from 'hono'
 import { cors } from 'hono/cors'
+import { matchedRoutes } from 'hono/route'
 import { CID } from 'multiformats/cid'
 import type { Logger } from 'pino'
 import { ABILITIES } from '../../capabilities/index.ts'
@@ -8,11 +9,18 @@ import type { ServiceInfo } from '../../client/index.ts'
 import { CALLBACK_PATH, METADATA_PATH } from '../../atproto/oauth/index.ts'
 import type { Stores } from '../../stores/index.ts'
 import { InvalidBodyError } from '../errors.ts'
+import type { Health } from '../health.ts'
+import type { Metrics } from '../metrics.ts'
+import type { RunFeed } from '../run-feed.ts'
 import type { InvocationServer } from '../server.ts'
 import { PAGE_HEADERS, renderPage, type Page } from './page.ts'
+import type { Watchers } from '../watchers.ts'
+import type { Refusal, StreamContext } from './event-stream.ts'
 import { BodyTooLargeError, readBody } from './read-body.ts'
+import { createHealthApp } from './operators.ts'
 import { verifyBlocks } from './verify-blocks.ts'
-import { watchClock, type WatchContext } from './watch.ts'
+import { watchClock } from './watch.ts'
+import { watchRuns } from './watch-runs.ts'
 
 const CAR_TYPE = 'application/vnd.ipld.car'
 /** Browsers may keep the answer to a preflight for a day, in seconds. */
@@ -36,9 +44,14 @@ export interface AppContext {
       params: URLSearchParams
     ) => Promise<{ status: 200 | 400 | 502; page: Page }>
   }
-  watch: Pick<WatchContext, 'watchers' | 'time' | 'stopping'>
+  watch: Pick<StreamContext, 'time' | 'stopping'> & {
+    watchers: Watchers
+    feed: RunFeed
+  }
   /** Whether the service takes no more work. */
   isDraining: () => boolean
+  health: Health
+  metrics?: Pick<Metrics, 'requested'>
 }
 
 /** The HTTP edge of the service. */
@@ -49,15 +62,16 @@ export function createApp(context: AppContext): Hono {
   app.use(async (c, next) => {
     const started = performance.now()
     await next()
-    logger.debug(
-      {
-        method: c.req.method,
-        path: c.req.path,
-        status: c.res.status,
-        ms: Math.round(performance.now() - started),
-      },
-      'request'
-    )
+    const { method, path } = c.req
+    const { status } = c.res
+    const ms = performance.now() - started
+    logger.debug({ method, path, status, ms: Math.round(ms) }, 'request')
+    context.metrics?.requested({
+      method,
+      route: routeOf(c),
+      status,
+      seconds: ms / 1000,
+    })
   })
   app.use(
     cors({
@@ -121,22 +135,20 @@ export function createApp(context: AppContext): Hono {
 
   app.get('/clock/:space/events', async (c) => {
     const answer = await watchClock(
-      { server, ...context.watch },
+      { server, ...context.watch, cut: cutOf(c) },
       c.req.param('space'),
       c.req.header('authorization')
     )
-    if (answer instanceof ReadableStream) {
-      return c.body(answer, 200, {
-        'content-type': 'text/event-stream',
-        'cache-control': 'no-store',
-        // Proxies would keep events until they have enough of them.
-        'x-accel-buffering': 'no',
-      })
-    }
-    const { status, name, message } = answer
-    if (status === 401) c.header('www-authenticate', 'UCAN')
-    if (status === 503) c.header('retry-after', `${RETRY_AFTER}`)
-    return c.json(problem(name, message), status)
+    return streamOrRefusal(c, answer)
+  })
+
+  app.get('/backup/:space/events', async (c) => {
+    const answer = await watchRuns(
+      { server, ...context.watch, cut: cutOf(c) },
+      c.req.param('space'),
+      c.req.header('authorization')
+    )
+    return streamOrRefusal(c, answer)
   })
 
   app.get('/receipt/:task', async (c) => {
@@ -181,6 +193,8 @@ export function createApp(context: AppContext): Hono {
     return c.json({ status: 'ok' })
   })
 
+  app.route('/', createHealthApp(context.health))
+
   app.notFound((c) =>
     c.json(problem('NotFound', `there is nothing at ${c.req.path}`), 404)
   )
@@ -211,6 +225,41 @@ const FAILED: Page = {
   text: [
     ['The service failed, and its log has the reason. Start again later.'],
   ],
+}
+
+async function streamOrRefusal(
+  c: Context,
+  answer: ReadableStream<Uint8Array> | Refusal
+): Promise<Response> {
+  if (answer instanceof ReadableStream) {
+    const headers = {
+      'content-type': 'text/event-stream',
+      'cache-control': 'no-store',
+      // Proxies would keep events until they have enough of them.
+      'x-accel-buffering': 'no',
+    }
+    if (c.req.method !== 'HEAD') return c.body(answer, 200, headers)
+    // Nobody would read it, nor tell that it is not wanted.
+    await answer.cancel()
+    return c.body(null, 200, headers)
+  }
+  const { status, name, message } = answer
+  if (status === 401) c.header('www-authenticate', 'UCAN')
+  if (status === 503) c.header('retry-after', `${RETRY_AFTER}`)
+  return c.json(problem(name, message), status)
+}
+
+/** The pattern of the path: of paths there are as many as clients want. */
+function routeOf(c: Context): string {
+  const route = matchedRoutes(c).findLast(({ method }) => method !== 'ALL')
+  return route?.path ?? 'none'
+}
+
+/** How to cut the connection that a request came by. */
+function cutOf(c: Context): () => void {
+  const { outgoing } = (c.env as Partial<HttpBindings> | undefined) ?? {}
+  // Without a reset, the system would keep what was not taken yet.
+  return () => outgoing?.socket?.resetAndDestroy()
 }
 
 function problem(name: string, message: string) {

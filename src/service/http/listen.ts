@@ -42,7 +42,14 @@ export async function listen(
     host,
     port,
     closeTimeout = CLOSE_TIMEOUT,
-  }: { host: string; port: number; closeTimeout?: number }
+    flags = '--',
+  }: {
+    host: string
+    port: number
+    closeTimeout?: number
+    /** What the flags for host and port begin with. */
+    flags?: string
+  }
 ): Promise<HttpServer> {
   const server = createAdaptorServer({
     fetch: handle,
@@ -54,8 +61,9 @@ export async function listen(
     await once(server, 'listening')
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException
+    const hint = HINTS[code ?? ''] ?? `check host and port (${code})`
     throw new ListenError(
-      `the service cannot listen on ${host}, port ${port}: ${HINTS[code ?? ''] ?? `check host and port (${code})`}`,
+      `the service cannot listen on ${host}, port ${port}: ${hint.replace(/--(?=host|port)/, flags)}`,
       { cause }
     )
   }

@@ -15,6 +15,7 @@ import { Clock as Capabilities } from '../../../src/capabilities/index.ts'
 import { Clock } from '../../../src/client/index.ts'
 import { createApp, type AppContext } from '../../../src/service/http/app.ts'
 import { systemTime } from '../../../src/node/index.ts'
+import { createHealth } from '../../../src/service/health.ts'
 import { createWatchers } from '../../../src/service/watchers.ts'
 import { PACKAGE } from '../../../src/node/index.ts'
 import {
@@ -323,6 +324,9 @@ describe('HTTP edge', () => {
           'backup/pause',
           'backup/resume',
           'backup/unschedule',
+          'authorization/request',
+          'authorization/list',
+          'authorization/revoke',
           'ucan/revoke',
         ],
       })
@@ -491,8 +495,13 @@ describe('HTTP edge', () => {
         agent: service.agent,
       },
       server: { request: () => assert.fail() },
+      health: createHealth({
+        time: systemTime,
+        logger: pino({ level: 'silent' }),
+      }),
       watch: {
         watchers: createWatchers(),
+        feed: { size: 0, follow: () => assert.fail() },
         time: systemTime,
         stopping: new AbortController().signal,
       },

@@ -3,7 +3,12 @@ import type { Delegation, Signer } from '@ucanto/interface'
 import { Message } from '@ucanto/core'
 import { CAR } from '@ucanto/transport'
 import { Clock as Capabilities } from '../../../src/capabilities/index.ts'
-import { Clock, Revocation, watch } from '../../../src/client/index.ts'
+import {
+  Clock,
+  Revocation,
+  watch,
+  type WatchOptions,
+} from '../../../src/client/index.ts'
 import { systemTime } from '../../../src/node/index.ts'
 import {
   allow,
@@ -48,7 +53,9 @@ describe('watching a clock', () => {
     return event.cid.toString()
   }
 
-  const watching = (options: { issuer?: Signer; lifetime?: number } = {}) => {
+  const watching = (
+    options: { issuer?: Signer } & Partial<WatchOptions> = {}
+  ) => {
     const { issuer = alice, ...rest } = options
     return watch(
       { issuer, with: space.did(), proofs: [proof] },
@@ -106,8 +113,18 @@ describe('watching a clock', () => {
     })
   })
 
-  it('ends when the invocation expires', async () => {
+  it('asks anew when the invocation expires', async () => {
     const heads = watching({ lifetime: 2 })
+    await next(heads)
+    const following = next(heads)
+    await new Promise((resolve) => setTimeout(resolve, 2500))
+    const one = await advance('one')
+    assert.deepEqual(await following, [one])
+    await heads.return()
+  })
+
+  it('ends when the invocation expires, where it is not to ask anew', async () => {
+    const heads = watching({ lifetime: 2, reconnect: false })
     await next(heads)
     await assert.rejects(heads.next(), {
       name: 'WatchRefusedError',
@@ -115,8 +132,48 @@ describe('watching a clock', () => {
     })
   })
 
-  it('ends with the service', async () => {
+  it('ends when the proof expires', async () => {
+    const expiration = Math.floor(Date.now() / 1000) + 2
+    proof = await allow(space, alice, ['clock/*'], { expiration })
     const heads = watching()
+    await next(heads)
+    await assert.rejects(heads.next(), {
+      name: 'WatchRefusedError',
+      message: /expired/,
+    })
+  })
+
+  it('goes on when the service is there again', async () => {
+    await using folder = await createFolder()
+    const flags = { dataFolder: folder.path }
+    const first = await startTestService(flags, {}, { time: hasty })
+    const reconnect = { minDelay: 10, maxDelay: 100, failures: 1000 }
+    const heads = watch(
+      { issuer: alice, with: space.did(), proofs: [proof] },
+      { ...first, reconnect }
+    )
+    await next(heads)
+    const one = await advance('one', first)
+    assert.deepEqual(await next(heads), [one])
+    const following = next(heads)
+    await first[Symbol.asyncDispose]()
+    const { port } = first.url
+    await using again = await startTestService({ ...flags, port })
+    const two = await advance('two', again)
+    assert.deepEqual(await following, [one, two].sort())
+    await heads.return()
+  })
+
+  it('gives up when the service does not come back', async () => {
+    const reconnect = { minDelay: 1, maxDelay: 2, failures: 3 }
+    const heads = watching({ reconnect })
+    await next(heads)
+    await service[Symbol.asyncDispose]()
+    await assert.rejects(heads.next(), { name: 'ServiceUnreachableError' })
+  })
+
+  it('ends with the service, where it is not to ask anew', async () => {
+    const heads = watching({ reconnect: false })
     await next(heads)
     await service[Symbol.asyncDispose]()
     assert.equal((await heads.next()).done, true)

@@ -71,6 +71,103 @@ export const runStoreContract: Contract = {
     }
   },
 
+  'runs of one account are listed by themselves': async (assert, { runs }) => {
+    for (const [index, id] of ['a', 'b', 'c', 'd'].entries()) {
+      await runs.create(
+        requestOf(id, {
+          account: id === 'b' ? 'did:plc:other' : account,
+          created: now + index,
+        })
+      )
+      await runs.claim({ owner: id, now, lease })
+      await runs.finish(id, id, { state: 'done', now })
+    }
+    const listed = async (options: { limit: number; account?: string }) =>
+      (await runs.list(alice, options)).map(({ id }) => id)
+    assert.deepEqual(await listed({ limit: 2, account }), ['d', 'c'])
+    assert.deepEqual(await listed({ limit: 9, account }), ['d', 'c', 'a'])
+    assert.deepEqual(await listed({ limit: 9, account: 'did:plc:other' }), [
+      'b',
+    ])
+    assert.deepEqual(await listed({ limit: 9, account: 'did:plc:none' }), [])
+  },
+
+  'runs that are watched are those named, not ended, or new': async (
+    assert,
+    { runs }
+  ) => {
+    const asked = [
+      ['old', alice, now - 2],
+      ['going', alice, now - 1],
+      ['new', alice, now],
+      ['elsewhere', bob, now + 1],
+    ] as const
+    for (const [id, space, created] of asked) {
+      await runs.create(
+        requestOf(id, { space, account: `${account}-${id}`, created })
+      )
+    }
+    for (const id of ['old', 'going', 'new']) {
+      await runs.claim({ owner: id, now, lease })
+      if (id === 'going') continue
+      await runs.finish(id, id, { state: 'done', now })
+    }
+    const watched = async (options: object) =>
+      (
+        await runs.watched({
+          runs: [],
+          spaces: [],
+          since: now,
+          limit: 9,
+          ...options,
+        })
+      )
+        .map(({ id }) => id)
+        .sort()
+    assert.deepEqual(await watched({}), [])
+    assert.deepEqual(await watched({ runs: ['old', 'none'] }), ['old'])
+    assert.deepEqual(await watched({ spaces: [alice] }), ['going', 'new'])
+    assert.deepEqual(await watched({ spaces: [alice], since: now + 1 }), [
+      'going',
+    ])
+    assert.deepEqual(
+      await watched({ runs: ['old', 'new'], spaces: [alice, bob] }),
+      ['elsewhere', 'going', 'new', 'old']
+    )
+    assert.deepEqual(await watched({ spaces: [alice], limit: 1 }), [
+      'going',
+      'new',
+    ])
+    const limited = await watched({ spaces: [alice], since: 0, limit: 1 })
+    assert.deepEqual(limited, ['going', 'new'])
+    const [old] = await runs.watched({
+      runs: ['old'],
+      spaces: [],
+      since: 0,
+      limit: 1,
+    })
+    const { authority, ...run } = (await runs.get('old'))!
+    assert.ok(authority.length > 0)
+    assert.deepEqual(old, run)
+  },
+
+  'a run keeps how far it was when it ended': async (assert, { runs }) => {
+    await runs.create(requestOf('a'))
+    await runs.claim({ owner: 'one', now, lease })
+    const leaseExpiration = now + lease
+    const first = { progress: { blobs: 1 }, leaseExpiration, now }
+    await runs.heartbeat('a', 'one', first)
+    const last = { blobs: 2 }
+    await runs.finish('a', 'one', { state: 'failed', progress: last, now })
+    assert.deepEqual((await runs.get('a'))?.progress, last)
+
+    await runs.create(requestOf('b'))
+    await runs.claim({ owner: 'two', now, lease })
+    await runs.heartbeat('b', 'two', first)
+    await runs.finish('b', 'two', { state: 'done', now })
+    assert.deepEqual((await runs.get('b'))?.progress, first.progress)
+  },
+
   'runs into a Space are listed newest first': async (assert, { runs }) => {
     for (const [index, id] of ['a', 'b', 'c'].entries()) {
       await runs.create(

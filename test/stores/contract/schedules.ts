@@ -447,4 +447,43 @@ export const scheduleStoreContract: Contract = {
     assert.deepEqual(await release(), ['c', 'b'])
     assert.deepEqual(await release(), ['a'])
   },
+
+  'figures count what is due and what is about to end, up to a limit': async (
+    assert,
+    stores
+  ) => {
+    const { schedules } = stores
+    const none = { now, ending: [now + HOUR], limit: 10 }
+    assert.deepEqual(await schedules.figures(none), { due: 0, ending: [0] })
+    const DAY = 24 * HOUR
+    const wanted: [string, Partial<ScheduleDecision>, number | undefined][] = [
+      ['due', { next: now - 5 }, now + HOUR],
+      ['due-now', { next: now }, now + 3 * DAY],
+      ['later', { next: now + 1 }, now],
+      ['paused', { next: undefined, state: 'paused' }, now + DAY],
+      ['stopped', { next: undefined, state: 'stopped' }, now + HOUR],
+      ['forever', { next: now + 1 }, undefined],
+    ]
+    for (const [of, changes, expiration] of wanted) {
+      const delegation = { cid: of, bytes: bytesOf(of), expiration }
+      await put(stores, { ...changes, delegation }, { of })
+    }
+    const ending = [now + DAY, now + 7 * DAY]
+    assert.deepEqual(await schedules.figures({ now, ending, limit: 10 }), {
+      due: 2,
+      oldest: now - 5,
+      ending: [2, 3],
+    })
+    assert.deepEqual(await schedules.figures({ now, ending, limit: 1 }), {
+      due: 1,
+      oldest: now - 5,
+      ending: [1, 1],
+    })
+    await schedules.claimDue({ ...claim, limit: 1 })
+    assert.deepEqual(await schedules.figures({ now, ending: [], limit: 10 }), {
+      due: 1,
+      oldest: now,
+      ending: [],
+    })
+  },
 }

@@ -8,9 +8,10 @@ import {
   recipientOf,
   sealPart,
 } from '../../src/space/index.ts'
-import { startBrowser, type RealBrowser } from '../network/browser.ts'
 import type { Exposed, Kind } from './sealing-page.ts'
-import { alice } from './helpers.ts'
+import { alice } from '../space/helpers.ts'
+import { startChromium } from './chromium.ts'
+import { openPage } from './open-page.ts'
 
 const ENTRY = fileURLToPath(new URL('sealing-page.ts', import.meta.url))
 
@@ -19,19 +20,17 @@ const LONG = 'psst '.repeat(50_000)
 
 for (const kind of ['rsa', 'ed25519'] satisfies Kind[]) {
   describe(`sealing in Chromium, by an agent with a key of ${kind}`, () => {
-    let browser: RealBrowser
+    const resources = new AsyncDisposableStack()
     let page: Page
     let did: string
 
     before(async () => {
-      browser = await startBrowser()
-      page = await browser.open(ENTRY)
+      const browser = resources.use(await startChromium())
+      page = resources.use(await openPage(browser, ENTRY)).page
       did = await call('create', kind)
     })
 
-    after(async () => {
-      await browser[Symbol.asyncDispose]()
-    })
+    after(() => resources.disposeAsync())
 
     async function call<Name extends keyof Exposed>(
       name: Name,
