@@ -13,6 +13,7 @@ import {
   openPart,
   parseRecipient,
   recipientOf,
+  sealFileKey,
   sealPart,
   type BlockFetcher,
 } from '../space/index.ts'
@@ -211,7 +212,9 @@ export class PrivateBackup {
       // One that was revoked stays where it was, and ended at once.
       if (recipient === undefined || expiration === 0) continue
       try {
-        recipients.add(parseRecipient(recipient))
+        // Some that look valid cannot be sealed for: one must not spoil all.
+        await sealFileKey(recipient, { fileKey: new Uint8Array(16) })
+        recipients.add(recipient)
       } catch (error) {
         onWarning?.(
           `private parts are not sealed for ${agent}: its recipient is not valid`,

@@ -21,6 +21,7 @@ import {
   type PrivateContext,
   type PrivatePart,
 } from '../../src/backup/index.ts'
+import { Backup as Protocol } from '../../src/capabilities/index.ts'
 import { createNativeSha256 } from '../../src/node/index.ts'
 import {
   createRecoveryIdentity,
@@ -423,6 +424,77 @@ describe('private parts of backups', () => {
       await open('preferences', await identityOf(agent)),
       new RegExp(SECRET)
     )
+  })
+
+  it('may be large: more than fits into one block', async () => {
+    const line = `${JSON.stringify({ text: SECRET.repeat(400) })}\n`
+    const body = line.repeat(300)
+    assert.ok(body.length > 2 * 1024 * 1024)
+    bluesky.answers['chat.bsky.actor.exportAccountData'] = {
+      type: 'application/jsonl',
+      body,
+    }
+    const request = {
+      parts: ['conversations'] as Part[],
+      with: privately(await logIn()),
+    }
+    await owner.backUp(alice.did, request)
+    const { value } = await latest()
+    const record = value.private?.conversations
+    assert.ok(isSealed(record))
+    assert.equal(record.sealed.code, 0x70)
+    assert.ok((await open('conversations', await identityOf(agent))) === body)
+    assert.equal((await owner.backUp(alice.did, request)).kind, 'unchanged')
+    assert.ok(!(await bytesInSpace()).includes(SECRET))
+  })
+
+  it('are sealed for those that can be, where a recipient is not valid', async () => {
+    await recordChange(owner.context, (fetcher, state) =>
+      setAuthorization(fetcher, state, {
+        account: alice.did as DID,
+        agent: 'did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH',
+        authorization: {
+          sealed: Uint8Array.of(1),
+          expiration: 1_800_000_000,
+          seq: 1,
+          // Its checksum is wrong.
+          recipient: `age1${'q'.repeat(58)}`,
+        },
+      })
+    )
+    const { private: outcomes } = await owner.backUp(alice.did, {
+      with: privately(await logIn()),
+    })
+    assert.equal(outcomes?.preferences?.outcome, 'ok')
+    assert.match(owner.warnings.join(), /recipient is not valid/)
+  })
+
+  it('are not sealed for an agent whose authorization was revoked', async () => {
+    const phone = await ed25519.generate()
+    await authorize(phone)
+    const recipient = await recipientOf(await identityOf(phone))
+    await recordChange(owner.context, (fetcher, state) =>
+      setAuthorization(fetcher, state, {
+        account: alice.did as DID,
+        agent: phone.did(),
+        authorization: {
+          sealed: Uint8Array.of(1),
+          expiration: 0,
+          seq: 2,
+          recipient,
+        },
+      })
+    )
+    await owner.backUp(alice.did, { with: privately(await logIn()) })
+    await assert.rejects(open('preferences', await identityOf(phone)), {
+      name: 'UnsealError',
+    })
+  })
+
+  it('have the same names for the service as in the Space', () => {
+    assert.deepEqual(Protocol.PRIVATE_PARTS, PRIVATE_PARTS)
+    assert.deepEqual(Protocol.PARTS, EVERYTHING)
+    assert.ok(!Protocol.DEFAULT_PARTS.includes('conversations'))
   })
 
   it('are plain if the user says so, as the RFC has them', async () => {

@@ -122,7 +122,8 @@ async function transact<T>(
 function settled<T>(request: IDBRequest<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result)
-    request.onerror = () => reject(request.error)
+    request.onerror = () =>
+      reject(new Error('IndexedDB', { cause: request.error }))
   })
 }
 
