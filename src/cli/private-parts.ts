@@ -162,12 +162,15 @@ export function describeParts(
     const said = detail === undefined ? '' : `: ${printable(detail)}`
     return [[part, `${nameOutcome(outcome)}${said}`]]
   })
-  const noGrant = Object.values(parts).some(
-    ({ outcome, detail }) => outcome === 'not-granted' && detail === undefined
-  )
-  return noGrant
-    ? [...named, ['', `\`bluesky-backups authorize ${account}\` grants them`]]
-    : named
+  const advice = `\`bluesky-backups authorize ${account}\` grants them`
+  const lacking = named.filter(([part]) => {
+    const { outcome, detail } = parts[part as PrivatePart] ?? {}
+    return outcome === 'not-granted' && detail === undefined
+  })
+  if (lacking.length === 0) return named
+  return lacking.length === named.length
+    ? [['private parts', `none are granted; ${advice}`]]
+    : [...named, ['', advice]]
 }
 
 /** An outcome in words. */

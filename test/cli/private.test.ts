@@ -122,9 +122,10 @@ describe('private parts on the command line', () => {
     assert.equal(outcome.kind, 'first')
     assert.deepEqual(outcome.private.preferences, { outcome: 'not-granted' })
     const { stdout } = await phone.run(['backup', 'show'])
-    assert.match(stdout, /^preferences +not granted$/m)
-    assert.match(stdout, /`bluesky-backups authorize did:plc:\w+` grants them/)
-    assert.doesNotMatch(stdout, /^conversations/m)
+    assert.match(
+      stdout,
+      /^private parts +none are granted; `bluesky-backups authorize did:plc:\w+` grants them$/m
+    )
   })
 
   it('are read by the grant of this agent, and named with their outcomes', async () => {
