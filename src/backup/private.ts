@@ -11,7 +11,6 @@ import {
   MAX_BLOCK_SIZE,
   MAX_DETAIL_LENGTH,
   openPart,
-  parseRecipient,
   recipientOf,
   sealFileKey,
   sealPart,
@@ -204,23 +203,25 @@ export class PrivateBackup {
     if (!context || context.plain) return
     this.#own = await context.identity(identity.did)
     const recipients = new Set([await recipientOf(this.#own)])
-    const recovery = await findRecovery(blocks, state, identity.did)
-    if (recovery !== undefined) recipients.add(parseRecipient(recovery))
-    const agents = await listAuthorizations(blocks, state, identity.did)
-    for (const { agent, authorization } of agents) {
-      const { recipient, expiration } = authorization
-      // One that was revoked stays where it was, and ended at once.
-      if (recipient === undefined || expiration === 0) continue
+    const add = async (recipient: string, whose: string) => {
       try {
         // Some that look valid cannot be sealed for: one must not spoil all.
         await sealFileKey(recipient, { fileKey: new Uint8Array(16) })
         recipients.add(recipient)
       } catch (error) {
         onWarning?.(
-          `private parts are not sealed for ${agent}: its recipient is not valid`,
+          `private parts are not sealed for ${whose}: its recipient is not valid`,
           error
         )
       }
+    }
+    const recovery = await findRecovery(blocks, state, identity.did)
+    if (recovery !== undefined) await add(recovery, 'the recovery key')
+    const agents = await listAuthorizations(blocks, state, identity.did)
+    for (const { agent, authorization } of agents) {
+      const { recipient, expiration } = authorization
+      // One that was revoked stays where it was, and ended at once.
+      if (recipient !== undefined && expiration > 0) await add(recipient, agent)
     }
     this.#recipients = [...recipients].sort()
   }
