@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { AtpAgent } from '@atproto/api'
 import { base58btc } from 'multiformats/bases/base58'
 import { ed25519 } from '@ucanto/principal'
+import { GRANTABLE_PARTS } from '../../src/atproto/oauth/index.ts'
 import {
   createOwnersReader,
   createPrivateReader,
@@ -491,7 +492,8 @@ describe('private parts of backups', () => {
     })
   })
 
-  it('have the same names for the service as in the Space', () => {
+  it('have the same names for the service and for hosts as in the Space', () => {
+    assert.deepEqual(GRANTABLE_PARTS, PRIVATE_PARTS)
     assert.deepEqual(Protocol.PRIVATE_PARTS, PRIVATE_PARTS)
     assert.deepEqual(Protocol.PARTS, EVERYTHING)
     assert.ok(!Protocol.DEFAULT_PARTS.includes('conversations'))
