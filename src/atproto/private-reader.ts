@@ -11,13 +11,13 @@ import {
 import type {
   AccountReader,
   AccountSession,
-  CallOptions,
   Identity,
   PrivateContent,
   PrivatePart,
   PrivateReader,
 } from '../backup/interface.ts'
 import { createAccountReader } from './account-reader.ts'
+import type { HostGate } from './host-gate.ts'
 import type { Fetch } from './safe-fetch.ts'
 import { XrpcError, query } from './xrpc.ts'
 
@@ -167,13 +167,16 @@ const EXPORT = 'chat.bsky.actor.exportAccountData'
  * Reads private parts with a session of the account's owner.
  *
  * @param options.services - whom the host asks on behalf of the owner
+ * @param options.gate - says when a host may be asked; at any time, if left out
  * @see https://docs.bsky.app/docs/category/http-reference
  */
 export function createPrivateReader({
   services = BLUESKY_SERVICES,
+  gate,
   limits: changes,
 }: {
   services?: PrivateServices
+  gate?: HostGate
   limits?: Partial<PrivateLimits>
 } = {}): PrivateReader {
   const limits = { ...DEFAULT_LIMITS, ...changes }
@@ -190,6 +193,7 @@ export function createPrivateReader({
       )
       const call = new Call(identity, session, {
         service: isExport ? services.chat : services.appView,
+        gate,
         signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
       })
       const settings = SETTINGS[part]
@@ -201,16 +205,22 @@ export function createPrivateReader({
   }
 }
 
+interface CallSettings {
+  service: string
+  gate: HostGate | undefined
+  signal: AbortSignal
+}
+
 /** Calls of one part. */
 class Call {
   readonly #identity: Identity
   readonly #session: AccountSession
-  readonly #options: CallOptions & { service: string }
+  readonly #options: CallSettings
 
   constructor(
     identity: Identity,
     session: AccountSession,
-    options: CallOptions & { service: string }
+    options: CallSettings
   ) {
     this.#identity = identity
     this.#session = session
@@ -230,7 +240,7 @@ class Call {
     const { service, signal } = this.#options
     try {
       const response = await query(
-        sessionFetch(this.#session),
+        this.#fetch,
         this.#identity.pds,
         method,
         parameters,
@@ -250,6 +260,27 @@ class Call {
       }
     } catch (error) {
       throw toPartError(error, method)
+    }
+  }
+
+  /**
+   * Counts as a request to the host, and as no more: what an answer is worth
+   * depends on the service that the host has asked.
+   */
+  readonly #fetch: Fetch = async (input, init) => {
+    const { gate, signal } = this.#options
+    const { pds, did } = this.#identity
+    const visit = await gate?.enter(
+      { host: pds.host, account: did, patient: true },
+      { signal }
+    )
+    try {
+      const response = await sessionFetch(this.#session)(input, init)
+      await visit?.answered()
+      return response
+    } catch (error) {
+      await visit?.left()
+      throw error
     }
   }
 
@@ -285,10 +316,14 @@ class Call {
  * Reads an account with a session of its owner, who may read it also when it is
  * deactivated or taken down.
  */
-export function createOwnersReader(session: AccountSession): AccountReader {
+export function createOwnersReader(
+  session: AccountSession,
+  { gate }: { gate?: HostGate } = {}
+): AccountReader {
   const stream = sessionFetch(session)
   const accounts = createAccountReader({
     fetch: { stream, small: capped(stream) },
+    ...(gate ? { gate } : {}),
   })
   return {
     ...accounts,

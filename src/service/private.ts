@@ -1,5 +1,9 @@
 import type { Signer } from '@ucanto/interface'
-import { createOwnersReader, createPrivateReader } from '../atproto/index.ts'
+import {
+  createOwnersReader,
+  createPrivateReader,
+  type HostGate,
+} from '../atproto/index.ts'
 import { PartNotGrantedError, type PrivateContext } from '../backup/index.ts'
 import { deriveIdentity, type DID } from '../space/index.ts'
 import { ReauthorizeError, type GrantKeeper } from './grants.ts'
@@ -9,14 +13,18 @@ export function createPrivateContext({
   agent,
   keeper,
   space,
+  gate,
   plain = false,
 }: {
   agent: Signer
   keeper: Pick<GrantKeeper, 'open'>
   space: DID
+  /** Says when hosts may be asked; at any time, if left out. */
+  gate?: HostGate | undefined
   /** Seals nothing; only where the user says so. */
   plain?: boolean
 }): PrivateContext {
+  const options = gate ? { gate } : {}
   return {
     async session(account) {
       const session = await whileGranted(() => keeper.open(space, account))
@@ -29,8 +37,8 @@ export function createPrivateContext({
         }
       )
     },
-    reader: createPrivateReader(),
-    accounts: createOwnersReader,
+    reader: createPrivateReader(options),
+    accounts: (session) => createOwnersReader(session, options),
     identity: (account) => deriveIdentity(agent, { space, account }),
     plain,
   }

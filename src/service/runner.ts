@@ -319,6 +319,7 @@ export function startRunner(context: RunnerContext): Runner {
                   agent: context.agent,
                   keeper: grants,
                   space,
+                  gate: context.gate,
                 }),
               }
             : {}),

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { createPrivateReader } from '../../src/atproto/index.ts'
-import type { PrivateLimits } from '../../src/atproto/index.ts'
+import type { HostGate, PrivateLimits } from '../../src/atproto/index.ts'
 import type {
   AccountSession,
   Identity,
@@ -46,24 +46,27 @@ describe('private parts of a host that is not to be trusted', () => {
       limits = {},
       parts = PRIVATE_PARTS,
       signal,
+      gate,
     }: {
       limits?: Partial<PrivateLimits>
       parts?: readonly string[]
       signal?: AbortSignal
+      gate?: HostGate
     } = {}
   ): Promise<string> {
-    const identity = { pds: new URL(host.url) } as Identity
+    const identity = {
+      did: 'did:plc:ewvi7nxzyoun6zhxrhs64oiz',
+      pds: new URL(host.url),
+    } as Identity
     const session: AccountSession = {
       account: 'did:plc:ewvi7nxzyoun6zhxrhs64oiz',
       parts,
       fetch: (pathname, init) => fetch(new URL(pathname, host.url), init),
     }
-    const { chunks } = await createPrivateReader({ limits }).read(
-      identity,
-      session,
-      part,
-      signal ? { signal } : {}
-    )
+    const { chunks } = await createPrivateReader({
+      limits,
+      ...(gate ? { gate } : {}),
+    }).read(identity, session, part, signal ? { signal } : {})
     let text = ''
     for await (const chunk of chunks) text += Buffer.from(chunk).toString()
     return text
@@ -233,6 +236,31 @@ describe('private parts of a host that is not to be trusted', () => {
       host.answers[method] = { type: 'application/jsonl; charset=utf-8', body }
       assert.equal(await read('conversations'), body)
     }
+  })
+
+  it('count as requests to the host, which others’ failures are not held against', async () => {
+    const seen: string[] = []
+    const visit = (name: string) => async () => {
+      seen.push(name)
+    }
+    const gate: HostGate = {
+      enter: async ({ host, account }) => {
+        seen.push(`${host} for ${account}`)
+        return {
+          answered: visit('answered'),
+          failed: visit('failed'),
+          faulted: visit('faulted'),
+          left: visit('left'),
+          limited: async () => assert.fail('limited'),
+        }
+      },
+    }
+    for (const status of [200, 429, 502]) {
+      host.answers[LISTS.mutes[0]] = { status, body: { mutes: [] } }
+      await read('mutes', { gate }).catch(() => {})
+    }
+    const entered = `${new URL(host.url).host} for did:plc:ewvi7nxzyoun6zhxrhs64oiz`
+    assert.deepEqual(seen, Array(3).fill([entered, 'answered']).flat())
   })
 
   it('are given up when the run is', async () => {
