@@ -57,7 +57,7 @@ describe('private parts of a host that is not to be trusted', () => {
     const identity = {
       did: 'did:plc:ewvi7nxzyoun6zhxrhs64oiz',
       pds: new URL(host.url),
-    } as Identity
+    } as unknown as Identity
     const session: AccountSession = {
       account: 'did:plc:ewvi7nxzyoun6zhxrhs64oiz',
       parts,
