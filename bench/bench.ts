@@ -1,7 +1,7 @@
 /**
  * Measures the project beside a named peer in the same run.
  *
- * `npm run bench -- NAME [--json]`
+ * `npm run bench -- NAME [--rows N] [--json]`
  */
 import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
@@ -13,11 +13,16 @@ const BENCHMARKS: Record<string, () => Promise<{ run: Benchmark }>> = {
   memory: () => import('./memory.ts'),
   clock: () => import('./clock.ts'),
   merge: () => import('./merge.ts'),
+  schedules: () => import('./schedules.ts'),
+  scale: () => import('./scale.ts'),
 }
 
-type Benchmark = (say: (line: string) => void) => Promise<Measurement[]>
+type Benchmark = (
+  say: (line: string) => void,
+  options: { rows?: number }
+) => Promise<Measurement[]>
 
-const USAGE = `Usage: npm run bench -- NAME [--json]
+const USAGE = `Usage: npm run bench -- NAME [--rows N] [--json]
 
   first         a first backup, beside its download alone and its upload alone
   incremental   a backup after one post, beside uploading the whole CAR
@@ -26,6 +31,10 @@ const USAGE = `Usage: npm run bench -- NAME [--json]
                 and beside the limit; on PostgreSQL, too, if it is run by
                 scripts/with-postgres.sh
   merge         a merge by a writer who missed events, beside the pail library's
+  schedules     sweeps of a million schedules, or of --rows many, beside the bare
+                statements, and jobs beside bare pg-boss; on PostgreSQL, too, if
+                it is run by scripts/with-postgres.sh
+  scale         what ten million accounts cost, by simulation: no peer
 
 Each figure is printed as a ratio to the peer's.
 `
@@ -34,6 +43,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     json: { type: 'boolean', default: false },
+    rows: { type: 'string' },
     help: { type: 'boolean', default: false },
   },
 })
@@ -44,10 +54,13 @@ if (values.help || !load || positionals.length !== 1) {
   process.exitCode = values.help ? 0 : 2
 } else {
   const { run } = await load()
-  const measurements = await run((line) => process.stderr.write(`${line}\n`))
+  const measurements = await run(
+    (line) => process.stderr.write(`${line}\n`),
+    values.rows === undefined ? {} : { rows: Number(values.rows) }
+  )
   if (values.json) {
     process.stdout.write(`${JSON.stringify({ name, measurements })}\n`)
-  } else {
+  } else if (measurements.length > 0) {
     process.stdout.write(`${tableOf(measurements)}\n`)
   }
   if (measurements.some(({ met }) => !met)) process.exitCode = 1

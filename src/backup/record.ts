@@ -39,7 +39,7 @@ import type { BackupContext } from './run.ts'
 import { ShardBuilder } from './shard.ts'
 
 /** Merges of a head that others keep moving, before leaving it to the next. */
-const MAX_MERGES = 8
+const MAX_MERGES = 2
 const MERGE_BACKOFF_MS = 50
 /**
  * A head that was read so long ago is read again, in milliseconds. One that

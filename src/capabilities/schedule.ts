@@ -133,6 +133,14 @@ export type Schedule = Rhythm & {
   /** When there is the next backup; none is known while it waits for somebody. */
   next?: number
   lastRun?: LastRun
+  /** What the service was granted for what only the owner may read, if it was. */
+  authorization?: {
+    state: 'active' | 'ended'
+    /** Why it has ended. */
+    reason?: { name: string; message: string }
+    /** Unix seconds until which there has to be another. */
+    expiration: number
+  }
   delegation: {
     cid: Link
     /** Unix seconds; the earliest in the chain of proofs, if there is any. */

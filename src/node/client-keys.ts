@@ -15,6 +15,12 @@ const ROTATION = 365 * DAY
  */
 const KEPT = 3 * 365 * DAY
 
+/**
+ * Milliseconds from which on a new key signs. Until then hosts may know only
+ * what they were told before, and other processes may tell them only that.
+ */
+const ANNOUNCED = DAY
+
 /** A lock that is so old was left behind, in milliseconds. */
 const STALE_LOCK = 60_000
 
@@ -35,11 +41,12 @@ type KeyFile = z.infer<typeof fileSchema>
 /**
  * Reads the keys by which the service proves to hosts of accounts who it is,
  * and makes a first one if there is no such file. A key that is a year old is
- * followed by a new one; old ones stay for as long as a grant may use them.
+ * followed by a new one, which hosts are told of a day before it signs; old ones
+ * stay for as long as a grant may use them.
  *
  * @param path - readable for its owner only
  * @param now - Unix milliseconds
- * @returns keys for ES256, the newest first
+ * @returns keys for ES256, the one that signs first
  * @throws {@link KeyFileError}
  */
 export async function loadClientKeys(
@@ -58,9 +65,15 @@ export async function loadClientKeys(
       return write(path, [await createKey(now), ...present.keys], now)
     })
   }
+  const isNew = ({ created }: KeyFile['keys'][number]) =>
+    now - created < ANNOUNCED
+  const keys = [
+    ...file.keys.filter((key) => !isNew(key)),
+    ...file.keys.filter(isNew),
+  ]
   try {
     return new Keyset(
-      await Promise.all(file.keys.map(({ jwk }) => JoseKey.fromJWK(jwk as Jwk)))
+      await Promise.all(keys.map(({ jwk }) => JoseKey.fromJWK(jwk as Jwk)))
     )
   } catch {
     // The cause may quote a key.
@@ -70,7 +83,9 @@ export async function loadClientKeys(
 
 async function createKey(now: number): Promise<KeyFile['keys'][number]> {
   const key = await JoseKey.generate(['ES256'], crypto.randomUUID())
-  return { created: now, jwk: key.privateJwk as never }
+  // Of what it could do by its kind, it does this.
+  const jwk = { ...key.privateJwk, alg: 'ES256', key_ops: ['sign'] }
+  return { created: now, jwk: jwk as never }
 }
 
 async function read(path: string): Promise<KeyFile | undefined> {

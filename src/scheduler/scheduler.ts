@@ -23,6 +23,12 @@ const KIND = 'backup'
  */
 const OWNER = 'scheduler'
 
+/**
+ * How old a count of what waits may be, in milliseconds. It takes longer than
+ * to find out that nothing is due.
+ */
+const COUNT_AGE = 60_000
+
 /** Failures that pass: the run is made again before its next regular time. */
 const PASSING = new Set([
   'HostError',
@@ -55,7 +61,7 @@ export interface SchedulerPolicy {
   lease: number
   /** How often a job keeps the claim while its run goes on. */
   keep: number
-  /** How often a job looks whether its run has ended. */
+  /** How often a job looks whether its run has ended; sooner at first. */
   poll: number
   /** Runs of one host at the same time. */
   perHost: number
@@ -78,7 +84,7 @@ export interface SchedulerPolicy {
 
 export const SCHEDULER_POLICY: SchedulerPolicy = {
   sweep: 5_000,
-  batch: 500,
+  batch: 2_000,
   lease: 10 * 60_000,
   keep: 60_000,
   poll: 1_000,
@@ -146,7 +152,7 @@ export function createScheduler(context: SchedulerContext): Scheduler {
 
   /** Claims what is due, and queues its jobs, both or none. */
   const claimDue = async (): Promise<number> => {
-    const outstanding = await engine.outstanding()
+    const outstanding = await engine.outstanding({ maxAge: COUNT_AGE })
     const away = await context.hosts.unavailable()
     /** @returns Unix milliseconds at which to look again, or nothing if it is due */
     const later = (host = UNKNOWN_HOST): number | undefined => {
@@ -318,7 +324,9 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     }
     const run = await ended(started.ok.run.toString(), schedule, signal)
     const lastRun = lastRunOf(run, time.now())
-    const host = await context.findHost(account, signal)
+    const host = mayHaveMoved(schedule, lastRun)
+      ? await context.findHost(account, signal)
+      : schedule.host
     const { error } = lastRun
     if (error && ENDING.has(error.name)) {
       log.warn({ failure: error, run: run.id }, 'the schedule stops')
@@ -369,6 +377,8 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     signal: AbortSignal
   ): Promise<Run> => {
     let kept = -Infinity
+    // Most runs find nothing new, and are over soon.
+    let wait = policy.poll / 16
     for (;;) {
       const now = time.now()
       if (now - kept >= policy.keep) {
@@ -383,7 +393,8 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       const run = await stores.runs.get(id)
       if (!run) throw new JobLostError(`the run ${id} is not there any more`)
       if (run.state === 'done' || run.state === 'failed') return run
-      await time.sleep(policy.poll, signal)
+      await time.sleep(wait, signal)
+      wait = Math.min(policy.poll, wait * 2)
     }
   }
 
@@ -476,6 +487,17 @@ function jobOf(
 
 /** What accounts that were never backed up count for. */
 const UNKNOWN_HOST = '-'
+
+/** Of so many runs that succeed, one looks whether the account has moved. */
+const HOST_LOOKUPS = 1 / 24
+
+/**
+ * The run has asked the directory where the account is. To ask once more each
+ * time would double what the directory has to bear.
+ */
+function mayHaveMoved({ host }: Schedule, { error }: LastRun): boolean {
+  return host === undefined || !!error || Math.random() < HOST_LOOKUPS
+}
 
 function lastRunOf(run: Run, now: number): LastRun {
   const { kind } = (run.outcome ?? {}) as { kind?: LastRun['outcome'] }

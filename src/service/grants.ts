@@ -34,12 +34,22 @@ export interface GrantPolicy {
   margin: number
   /** A refresh that was not heard of for so long may be made by another. */
   lease: number
-  /** How long to wait for a refresh that another makes. */
+  /**
+   * How long to wait for a refresh that another makes: longer than the lease,
+   * so that one that nobody makes any more is made.
+   */
   wait: number
   /** How often to look whether it is done. */
   poll: number
   /** How long to try to keep what a host has answered. */
   keep: number
+  /** How often to try. */
+  retry: number
+  /**
+   * How long whoever has an answer that could not be kept goes first, before
+   * its refresh is made by another. Longer than it takes to try again.
+   */
+  precedence: number
 }
 
 export const GRANT_POLICY: GrantPolicy = {
@@ -47,9 +57,11 @@ export const GRANT_POLICY: GrantPolicy = {
   requestsPerSpace: 100,
   margin: 120_000,
   lease: 120_000,
-  wait: 60_000,
+  wait: 150_000,
   poll: 100,
-  keep: 30_000,
+  keep: 10 * 60_000,
+  retry: 500,
+  precedence: 5_000,
 }
 
 /** What the service asks a user for. */
@@ -227,6 +239,11 @@ const requestSchema = z.object({
   returnTo: z.string().optional(),
 })
 
+interface LoadOptions {
+  delegation?: Uint8Array
+  known?: Held
+}
+
 /** A grant that is in use. */
 interface Held extends SealedGrant {
   seq: number
@@ -295,7 +312,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
           { err: error, space: update.space, account: update.account },
           'a grant could not be kept; trying again'
         )
-        await time.sleep(policy.poll)
+        await time.sleep(policy.retry)
       }
     }
   }
@@ -303,15 +320,30 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   const endedError = (account: DID, why: string) =>
     new ReauthorizeError(`${account} has to be authorized again: ${why}`)
 
+  /** @throws {@link ReauthorizeError} */
+  const endIfPast = async (stored: StoredGrant): Promise<void> => {
+    const { seq, expiration } = stored
+    const space = stored.space as DID
+    const account = stored.account as DID
+    if (time.now() < expiration * 1000) return
+    const reason = {
+      name: 'GrantEndedError',
+      message: `the grant was good until ${new Date(expiration * 1000).toISOString()}`,
+    }
+    await grants.end(space, account, { seq, reason, now: time.now() })
+    throw endedError(account, reason.message)
+  }
+
   /**
    * The grant there is, from what is kept here or else from the Space.
    *
+   * @param known - what it was before: the Space is not asked for that again
    * @throws {@link ReauthorizeError}
    */
   const load = async (
     space: DID,
     account: DID,
-    delegation: Uint8Array = new Uint8Array()
+    { delegation = new Uint8Array(), known }: LoadOptions = {}
   ): Promise<{ held: Held; stored: StoredGrant } | undefined> => {
     const left = unkept.get(keyOf(space, account))
     if (left) await keep(left)
@@ -319,6 +351,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     if (stored?.state === 'revoked') return undefined
     if (stored?.state === 'ended') {
       throw endedError(account, stored.reason?.message ?? 'the grant has ended')
+    }
+    if (stored && !stored.sealed && stored.seq === known?.seq) {
+      await endIfPast(stored)
+      return { held: known, stored }
     }
     const authorization: Authorization | undefined = stored?.sealed
       ? { ...stored, sealed: stored.sealed }
@@ -333,25 +369,18 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       { seq, expiration, sealed }
     )
     if (!held) return undefined
-    if (!stored) {
+    if (!stored || stored.seq < seq) {
       // The service has lost what it knew; the Space has not.
       const update = await updateOf(
         { space, account },
-        { seq, grant: held, delegation }
+        { seq, grant: held, delegation: stored?.delegation ?? delegation }
       )
       await grants.put(update, time.now())
       await grants.published(space, account, seq)
       stored = await grants.get(space, account)
       if (!stored) throw new TypeError('a grant that was put and is not there')
     }
-    if (time.now() >= expiration * 1000) {
-      const reason = {
-        name: 'GrantEndedError',
-        message: `the grant was good until ${new Date(expiration * 1000).toISOString()}`,
-      }
-      await grants.end(space, account, { seq, reason, now: time.now() })
-      throw endedError(account, reason.message)
-    }
+    await endIfPast(stored)
     return { held: { ...held, seq }, stored }
   }
 
@@ -375,13 +404,13 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   const current = async (
     space: DID,
     account: DID,
-    { stale, delegation }: { stale?: number; delegation?: Uint8Array } = {}
+    { stale, ...options }: LoadOptions & { stale?: number } = {}
   ): Promise<Held | undefined> => {
     const owner = crypto.randomUUID()
     const began = time.now()
     let renewed: number | undefined
     for (;;) {
-      const found = await load(space, account, delegation)
+      const found = await load(space, account, options)
       if (!found) return undefined
       const { held } = found
       // Some hosts give sessions that end sooner than the margin.
@@ -401,14 +430,33 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       }
       try {
         // What was loaded before the lease may have been refreshed meanwhile.
-        const latest = await load(space, account)
+        const latest = await load(space, account, options)
         if (!latest) return undefined
         if (latest.held.seq !== held.seq) continue
+        if (await isKeptNow(latest.stored)) continue
         await refresh({ space, account }, latest, owner)
       } finally {
-        await grants.release(space, account, owner)
+        // Others would use up what the host has traded already.
+        if (!unkept.has(keyOf(space, account))) {
+          await grants.release(space, account, owner)
+        }
       }
     }
+  }
+
+  /**
+   * Lets whoever was to make the last refresh go first: it may have an answer
+   * that it could not keep until now.
+   *
+   * @returns whether there is a newer grant now
+   */
+  const isKeptNow = async (stored: StoredGrant): Promise<boolean> => {
+    const { space, account, seq, refreshing } = stored
+    const { lease, keep, precedence } = policy
+    if (refreshing === undefined) return false
+    if (time.now() >= refreshing + lease + keep) return false
+    await time.sleep(precedence)
+    return (await grants.get(space, account))?.seq !== seq
   }
 
   const refresh = async (
@@ -427,7 +475,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     try {
       await oauth.refresh(held.session, {
         before: async () => {
-          if (!(await grants.refreshing(space, account, owner, time.now()))) {
+          const now = time.now()
+          const { lease } = policy
+          const options = { owner, now, lease }
+          if (!(await grants.refreshing(space, account, options))) {
             throw new HostError(
               `the grant for ${account} was taken over by somebody else. Try again.`
             )
@@ -448,6 +499,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       })
       log.info('a grant was refreshed')
     } catch (error) {
+      if (error instanceof HostRefusedError) {
+        // Of the host or of us, and it may pass: the grant is as good as before.
+        throw new HostError(error.message, { cause: error })
+      }
       if (!(error instanceof GrantEndedError)) throw error
       log.warn({ err: error }, 'a grant has ended')
       const { name, message } = error
@@ -592,6 +647,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       const options = delegation ? { delegation } : {}
       const first = await current(space, account, options)
       if (!first) return undefined
+      let known = first
       return {
         account,
         parts: partsIn(first.scope),
@@ -599,9 +655,11 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
           const ask = async (stale?: number) => {
             const held = await current(space, account, {
               ...options,
+              known,
               ...(stale === undefined ? {} : { stale }),
             })
             if (!held) throw endedError(account, 'the grant was given back')
+            known = held
             const response = await oauth.fetch(held.session, pathname, init)
             return { held, response }
           }
@@ -640,9 +698,12 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
 
     async list(space) {
       const kept = await grants.list(space)
-      return kept.flatMap(({ state, ...grant }) => {
-        if (state === 'revoked') return []
+      return kept.flatMap(({ state: last, ...grant }) => {
+        if (last === 'revoked') return []
         const { account, parts, scope, created, refreshed, expiration } = grant
+        // Nobody may have looked since then.
+        const isPast = time.now() >= expiration * 1000
+        const state = isPast ? 'ended' : last
         return [
           {
             account,

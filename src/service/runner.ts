@@ -56,8 +56,10 @@ export interface RunnerPolicy {
 }
 
 export const RUNNER_POLICY: RunnerPolicy = {
-  lease: 30_000,
-  heartbeat: 5_000,
+  // As long as the lease of a job: whoever takes the job of a process that is
+  // gone over waits for its run, and keeps others waiting.
+  lease: 15_000,
+  heartbeat: 4_000,
   progress: 500,
   poll: 5_000,
   attempts: 20,

@@ -35,7 +35,12 @@ type SpaceDID = `did:key:${string}`
 export function createScheduleService(
   context: Pick<
     ServiceContext,
-    'stores' | 'time' | 'agent' | 'rhythmLimits' | 'schedulesPerSpace'
+    | 'stores'
+    | 'grants'
+    | 'time'
+    | 'agent'
+    | 'rhythmLimits'
+    | 'schedulesPerSpace'
   >
 ) {
   const { stores, time, agent, rhythmLimits, schedulesPerSpace } = context
@@ -99,8 +104,29 @@ export function createScheduleService(
 
     schedules: provide(Backup.schedules, async ({ capability }) => {
       const now = time.now()
-      const schedules = await stores.schedules.list(capability.with)
-      return ok({ schedules: schedules.map((each) => wireOf(each, now)) })
+      const [schedules, grants = []] = await Promise.all([
+        stores.schedules.list(capability.with),
+        context.grants?.list(capability.with),
+      ])
+      const granted = new Map(grants.map((grant) => [grant.account, grant]))
+      return ok({
+        schedules: schedules.map((each) => {
+          const grant = granted.get(each.account)
+          const { state, reason, expiration } = grant ?? {}
+          return {
+            ...wireOf(each, now),
+            ...(state !== undefined && expiration !== undefined
+              ? {
+                  authorization: {
+                    state,
+                    expiration,
+                    ...(reason ? { reason } : {}),
+                  },
+                }
+              : {}),
+          }
+        }),
+      })
     }),
 
     /** Pauses a schedule; one that was stopped stays so. */

@@ -125,11 +125,11 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
       return numUpdatedRows === 1n
     },
 
-    async refreshing(space, account, owner, now) {
+    async refreshing(space, account, { owner, now, lease }) {
       const { numUpdatedRows } = await grantOf(space, account)
         .where('owner', '=', owner)
         .where('lease_expiration', '>', now)
-        .set({ refreshing: now })
+        .set({ refreshing: now, lease_expiration: now + lease })
         .executeTakeFirst()
       return numUpdatedRows === 1n
     },
@@ -137,7 +137,7 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
     async release(space, account, owner) {
       await grantOf(space, account)
         .where('owner', '=', owner)
-        .set({ owner: null, lease_expiration: null })
+        .set({ owner: null, lease_expiration: null, refreshing: null })
         .execute()
     },
 

@@ -575,7 +575,10 @@ export interface StoredGrant extends Omit<GrantUpdate, 'sealed'> {
   published: number
   /** Unix milliseconds of the last change. */
   updated: number
-  /** Unix milliseconds of a refresh that nobody has seen the end of. */
+  /**
+   * Unix milliseconds of a refresh that is under way, or whose refresher was
+   * killed, or has an answer that it cannot keep yet.
+   */
   refreshing?: number | undefined
 }
 
@@ -633,17 +636,18 @@ export interface GrantStore {
   ): Promise<boolean>
 
   /**
-   * Notes that the request to refresh is about to be sent.
+   * Notes that the request to refresh is about to be sent. From now on the
+   * lease lasts as long as if it were taken now.
    *
    * @returns false when the grant is not the owner's any more
    */
   refreshing(
     space: string,
     account: string,
-    owner: string,
-    now: number
+    options: { owner: string; now: number; lease: number }
   ): Promise<boolean>
 
+  /** Gives the lease back; how a refresh has ended is known. */
   release(space: string, account: string, owner: string): Promise<void>
 
   /**

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RunningService } from '../../src/service/index.ts'
+import { openStores } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
 import { Agent, createFolder, startTestService } from './harness.ts'
@@ -88,6 +89,42 @@ describe('authorizing on the command line', () => {
     const { stdout } = await alice.run(['authorizations', 'ls', account.did])
     assert.match(stdout, /the service +active +preferences, mutes/)
     assert.match(stdout, /this agent +active +preferences, mutes/)
+  })
+
+  it('says loudly when somebody has to authorize again', async () => {
+    await using stores = await openStores({
+      path: join(folder, 'service', 'service.sqlite'),
+    })
+    const { did: space } = (await alice.json(['status'])).space
+    const grant = await stores.grants.get(space, account.did)
+    assert.ok(grant)
+    const well = await alice.run(['status'])
+    assert.equal(well.code, 0, well.stderr)
+    assert.ok(!well.stdout.includes('RE-AUTHORIZE:'))
+
+    const reason = { name: 'GrantEndedError', message: 'it was taken back' }
+    const end = { seq: grant.seq, reason, now: Date.now() }
+    await stores.grants.end(space, account.did, end)
+    await alice.json(['schedule', account.handle, '--every', '1d'])
+    for (const words of [['status'], ['schedules'], ['authorizations', 'ls']]) {
+      const { stdout } = await alice.run(words)
+      const lines = stdout
+        .split('\n')
+        .filter((line) => /^RE-AUTHORIZE:/.test(line))
+      assert.equal(lines.length, 1, stdout)
+      assert.match(
+        lines[0] ?? '',
+        /has ended \(it was taken back\); only what is public/
+      )
+      assert.match(
+        lines[0] ?? '',
+        new RegExp(`renew it with \`bluesky-backups authorize ${account.did}\``)
+      )
+    }
+    await alice.json(['unschedule', account.handle])
+    await authorize([account.handle])
+    const { stdout } = await alice.run(['status'])
+    assert.ok(!stdout.includes('RE-AUTHORIZE:'))
   })
 
   it('says so when the user says no', async () => {

@@ -46,6 +46,14 @@ export interface PdsOptions {
   port?: number
   /** Settings of the PDS to use instead of those chosen here. */
   settings?: ServerEnvironment
+  /**
+   * Told of each refresh of an OAuth session, and whether the token was one
+   * that may be used. It is answered after that.
+   */
+  onRefresh?: (refresh: {
+    token: string
+    isTaken: boolean
+  }) => void | Promise<void>
 }
 
 export interface CreateAccountOptions {
@@ -85,6 +93,7 @@ export async function startPds({
   plcUrl,
   port,
   settings,
+  onRefresh,
 }: PdsOptions): Promise<Pds> {
   await using resources = new AsyncDisposableStack()
   const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-pds-'))
@@ -123,6 +132,7 @@ export async function startPds({
     ...settings,
   })
   resources.defer(() => pds.destroy())
+  if (onRefresh) watchRefreshes(pds, onRefresh)
 
   await pds.ctx.sequencer.start()
   const server = pds.app.listen(actualPort, LOOPBACK)
@@ -160,5 +170,23 @@ export async function startPds({
       })
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
+
+function watchRefreshes(
+  pds: PDS,
+  onRefresh: NonNullable<PdsOptions['onRefresh']>
+): void {
+  const tokens = pds.ctx.oauthProvider?.tokenManager
+  if (!tokens) throw new TypeError('a PDS without OAuth')
+  const consume = tokens.consumeRefreshToken.bind(tokens)
+  tokens.consumeRefreshToken = async (token) => {
+    const consumed = consume(token)
+    const isTaken = await consumed.then(
+      () => true,
+      () => false
+    )
+    await onRefresh({ token, isTaken })
+    return consumed
   }
 }

@@ -4,6 +4,7 @@ import {
   createSafeFetch,
   type Fetch,
   type SafeFetch,
+  type SafeFetchOptions,
 } from '../../src/atproto/index.ts'
 import assert from 'node:assert/strict'
 import { join } from 'node:path'
@@ -66,6 +67,8 @@ export interface TestGrantsOptions {
   oauth?: Partial<Pick<OAuthOptions, 'metadata' | 'keys'>>
   policy?: GrantPolicy
   logger?: Logger
+  /** Of requests. */
+  limits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Told of each request of the client, before it is sent. */
   onRequest?: (url: URL, body: string) => void | Promise<void>
   /** Told of each answer, before the client sees it. */
@@ -92,10 +95,11 @@ export function createTestGrants({
   oauth: client = {},
   policy,
   logger = pino({ level: 'silent' }),
+  limits,
   onRequest,
   onAnswer,
 }: TestGrantsOptions): TestGrants {
-  const safe = createSafeFetch({ allowPrivateNetwork: true })
+  const safe = createSafeFetch({ allowPrivateNetwork: true, ...limits })
   const watched =
     (fetch: Fetch): Fetch =>
     async (input, init) => {
@@ -165,9 +169,14 @@ export function isRefresh(body: string): boolean {
 /**
  * A confidential client has an address with https and a name: a made-up one,
  * which the PDS in this process is led to.
+ *
+ * @param host - the PDS remembers the keys of one for minutes
  */
-export async function routeClient(folder: string) {
-  const origin = new URL('https://backups.example.dev')
+export async function routeClient(
+  folder: string,
+  host = 'backups.example.dev'
+) {
+  const origin = new URL(`https://${host}`)
   const keys = await loadClientKeys(join(folder, 'client-keys.json'), {
     now: Date.now(),
   })

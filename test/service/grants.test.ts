@@ -12,6 +12,7 @@ import {
   type GrantStore,
   type Stores,
 } from '../../src/stores/index.ts'
+import { consent } from '../network/consent.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
 import {
   createTestGrants,
@@ -69,6 +70,25 @@ describe('grants', () => {
     assert.equal(await keeper.pending(SPACE, alice.did as DID), undefined)
     assert.deepEqual(await keeper.list(SPACE), [])
     assert.equal(await keeper.revoke(SPACE, alice.did as DID), false)
+  })
+
+  it('are not begun by who takes too long', async () => {
+    const time = new HeldTime()
+    const { keeper } = create({ time })
+    const { url, expiration } = await keeper.request({
+      space: SPACE,
+      account: alice.did as DID,
+      delegation: Uint8Array.of(1),
+    })
+    const back = await consent(url, {
+      username: alice.handle,
+      password: alice.password,
+    })
+    time.pass(expiration * 1000 - time.now() + 1000)
+    await assert.rejects(keeper.conclude(back.searchParams), {
+      name: 'AuthorizationExpired',
+    })
+    assert.equal(await open(keeper), undefined)
   })
 
   it('open what only the owner may read, and no more than was granted', async () => {

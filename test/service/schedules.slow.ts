@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Signer } from '@ucanto/interface'
+import PQueue from 'p-queue'
 import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
 import { createSha256 } from '../../src/backup/index.ts'
 import {
@@ -27,9 +28,11 @@ import {
   type TestStore,
 } from './slow-stores.ts'
 
-const ACCOUNTS = Number(process.env.SCHEDULED_ACCOUNTS ?? 40)
+const ACCOUNTS = Number(process.env.SCHEDULED_ACCOUNTS ?? 300)
 /** Accounts that share a Space. */
 const ACCOUNTS_PER_SPACE = 10
+/** Customers that are made at the same time. */
+const CONCURRENT_CUSTOMERS = 4
 const WORKERS = 3
 /** Milliseconds between two kills. */
 const KILL_EVERY = 4_000
@@ -98,11 +101,19 @@ async function run(
   if (count === 1) await front.kill()
 
   const stores = resources.use(await openStores(store.options))
-  const { numUpdatedRows } = await stores.database
-    .updateTable('schedules')
-    .set({ next: Date.now() })
-    .executeTakeFirst()
-  assert.equal(numUpdatedRows, BigInt(ACCOUNTS))
+  const now = Date.now()
+  for (const { space, accounts } of customers) {
+    for (const [at, account] of accounts.entries()) {
+      // As they are spread, accounts come from all of the Spaces in turns.
+      const { numUpdatedRows } = await stores.database
+        .updateTable('schedules')
+        .set({ next: now - accounts.length + at })
+        .where('space', '=', space.did())
+        .where('account', '=', account)
+        .executeTakeFirst()
+      assert.equal(numUpdatedRows, 1n)
+    }
+  }
 
   const workers: ServiceProcess[] = []
   resources.defer(async () => {
@@ -134,6 +145,7 @@ async function run(
       .selectFrom('schedules')
       .select(['state', 'last_run', 'owner'])
       .execute()
+    // None that was acknowledged is lost.
     assert.equal(rows.length, ACCOUNTS)
     return rows.every(
       ({ last_run, owner }) => last_run !== null && owner === null
@@ -175,29 +187,44 @@ async function run(
 }
 
 async function createCustomers(network: Network): Promise<Customer[]> {
-  const customers: Customer[] = []
-  for (let made = 0; made < ACCOUNTS; made += ACCOUNTS_PER_SPACE) {
-    const { alice, space } = await createActors()
-    await network.storacha.provision(space.did())
-    const accounts: AccountDID[] = []
-    for (let at = 0; at < ACCOUNTS_PER_SPACE; at++) {
-      const account: Account = await network.pds.createAccount({
-        handle: `account-${made + at}.test`,
-      })
-      await seedAccount(account.agent, { posts: 2, blobs: [500] })
-      accounts.push(account.did as AccountDID)
-    }
-    customers.push({
-      space,
-      accounts,
-      config: {
-        issuer: alice,
-        with: space.did(),
-        proofs: [await allow(space, alice, ['backup/*', 'clock/*'])],
-      },
+  const making = new PQueue({ concurrency: CONCURRENT_CUSTOMERS })
+  const firsts = Array.from(
+    { length: Math.ceil(ACCOUNTS / ACCOUNTS_PER_SPACE) },
+    (_, at) => at * ACCOUNTS_PER_SPACE
+  )
+  return making.addAll(
+    firsts.map((first) => () => createCustomer(network, first))
+  )
+}
+
+async function createCustomer(
+  network: Network,
+  first: number
+): Promise<Customer> {
+  const { alice, space } = await createActors()
+  await network.storacha.provision(space.did())
+  const accounts: AccountDID[] = []
+  const end = Math.min(ACCOUNTS, first + ACCOUNTS_PER_SPACE)
+  for (let at = first; at < end; at++) {
+    const account: Account = await network.pds.createAccount({
+      handle: `account-${at}.test`,
     })
+    await seedAccount(account.agent, {
+      posts: 2,
+      blobs: [500],
+      salt: `${at}`,
+    })
+    accounts.push(account.did as AccountDID)
   }
-  return customers
+  return {
+    space,
+    accounts,
+    config: {
+      issuer: alice,
+      with: space.did(),
+      proofs: [await allow(space, alice, ['backup/*', 'clock/*'])],
+    },
+  }
 }
 
 async function agentOf({ id }: Connection): Promise<string> {

@@ -30,6 +30,7 @@ describe('two services on one PostgreSQL', () => {
     await database.query(`create schema ${schema}`)
     resources.defer(async () => {
       await database.query(`drop schema ${schema} cascade`)
+      await database.query(`drop schema if exists pgboss_${schema} cascade`)
       await database.end()
     })
 

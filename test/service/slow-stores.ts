@@ -42,6 +42,7 @@ export async function createPostgresStore(
   await database.query(`create schema ${schema}`)
   resources.defer(async () => {
     await database.query(`drop schema ${schema} cascade`)
+    await database.query(`drop schema if exists pgboss_${schema} cascade`)
   })
   const owned = resources.move()
   return {

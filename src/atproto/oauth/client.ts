@@ -99,6 +99,9 @@ export interface OAuth {
 /** Milliseconds that a session is used for whose host does not tell. */
 const MAX_LIFETIME = 60 * 60_000
 
+/** Bytes that a host may answer to a refresh. */
+const MAX_ANSWER = 2 ** 20
+
 /** What a request of the client may do, beside asking for metadata. */
 type Purpose = 'authorize' | 'callback' | 'refresh' | 'read' | 'revoke'
 
@@ -280,6 +283,12 @@ export function createOAuth(options: OAuthOptions): OAuth {
   }
 }
 
+/** What the client says when another host than that of the grant answers. */
+const MOVED = 'Issuer mismatch'
+
+/** What the client throws without the key of a session, and does not export. */
+const NO_KEY = 'AuthMethodUnsatisfiableError'
+
 type SetState = (key: string, state: NodeSavedState) => void
 type SetSession = (session: NodeSavedSession) => void | Promise<void>
 
@@ -315,10 +324,34 @@ function guarded(
       ) {
         throw new TypeError(`a request to ${url.host} that nobody asked for`)
       }
-      if (isRefresh) await before?.()
+      if (isRefresh) {
+        await before?.()
+        // What is given up has been done all the same, and the session is lost.
+        return limited(await fetch.stream(input, options), url)
+      }
     }
     return fetch.small(input, options)
   }
+}
+
+/** An answer that is read whole, from somebody who may not mean well. */
+function limited(response: Response, { host }: URL): Response {
+  const { body, status, statusText, headers, url } = response
+  if (!body) return response
+  let size = 0
+  const counted = body.pipeThrough(
+    new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
+      transform(bytes, stream) {
+        size += bytes.length
+        if (size > MAX_ANSWER) {
+          throw new HostError(`${host} answered more than there can be to say.`)
+        }
+        stream.enqueue(bytes)
+      },
+    })
+  )
+  const guarded = new Response(counted, { status, statusText, headers })
+  return Object.defineProperty(guarded, 'url', { value: url })
 }
 
 function parse(session: OAuthSession): NodeSavedSession {
@@ -339,6 +372,12 @@ function codeOf(error: unknown): string | undefined {
 
 /** A failure for which there is no session any more. */
 function endOf(error: unknown): GrantEndedError | undefined {
+  if (error instanceof TypeError && error.message === MOVED) {
+    return new GrantEndedError(
+      'the account has moved to another host, which knows nothing of the grant; authorize again',
+      { cause: error }
+    )
+  }
   return error instanceof TokenRefreshError || codeOf(error) === 'invalid_grant'
     ? new GrantEndedError(
         `the host takes the grant no more (${said(error)}); authorize again`,
@@ -353,6 +392,12 @@ function failureOf(error: unknown, account?: string): Error {
   if (trouble) return trouble
   const about = account === undefined ? 'the account' : account
   const code = codeOf(error)
+  if (error instanceof Error && error.constructor.name === NO_KEY) {
+    return new HostRefusedError(
+      `the key by which the host of ${about} knows us is not there; put the file of client keys back`,
+      { cause: error }
+    )
+  }
   if (error instanceof OAuthResponseError && error.status >= 500) {
     return new HostError(
       `the host of ${about} failed (status ${error.status}). Try again later.`,

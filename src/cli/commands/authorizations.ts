@@ -6,13 +6,11 @@ import { proofsFor } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { formatExpiration, formatTable, printable } from '../format.ts'
 import { openGrants } from '../grants.ts'
+import { reauthorizeNote, renewalOf } from '../reauthorize.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { findAccount, resolveAccount, viewSpace } from '../target.ts'
 import { createShareCommand } from './share.ts'
-
-/** Milliseconds before its end from which on a grant is to be renewed. */
-const RENEWAL_WINDOW = 7 * 24 * 60 * 60 * 1000
 
 /** A grant, as far as this agent can tell. */
 interface Known {
@@ -145,8 +143,7 @@ async function listKnown(
 
 function knownOf(grant: Protocol.Grant, who: Known['who']): Known {
   const { account, agent, state, parts, scope, refreshed, expiration } = grant
-  const isEnding =
-    state === 'ended' || expiration * 1000 - Date.now() < RENEWAL_WINDOW
+  const renew = renewalOf(grant, { here: who === 'this agent' })
   return {
     account,
     agent,
@@ -157,15 +154,14 @@ function knownOf(grant: Protocol.Grant, who: Known['who']): Known {
     scope,
     refreshed: timeOf(refreshed),
     reauthorizeBy: timeOf(expiration * 1000),
-    ...(isEnding
-      ? {
-          renew: `bluesky-backups authorize ${account}${who === 'this agent' ? ' --here' : ''}`,
-        }
-      : {}),
+    ...(renew === undefined ? {} : { renew }),
   }
 }
 
-async function listAtService(session: Session): Promise<Protocol.Grant[]> {
+/** The grants that the service has for the Space. */
+export async function listAtService(
+  session: Session
+): Promise<Protocol.Grant[]> {
   const { client } = session
   const space = session.space()
   const { connection } = await session.service()
@@ -228,15 +224,13 @@ function tableOf(known: Known[]): string {
   )
 }
 
-function noteOn({ account, who, state, reason, renew }: Known): string[] {
-  if (renew === undefined) return []
-  const why = reason ? ` (${reason.message.replace(/\s+/g, ' ')})` : ''
-  const how = state === 'ended' ? 'has ended' : 'ends soon'
-  return [
-    printable(
-      `RE-AUTHORIZE: what ${who} was granted for ${account} ${how}${why}; renew it with \`${renew}\``
-    ),
-  ]
+function noteOn({ who, reauthorizeBy, ...grant }: Known): string[] {
+  if (who === 'another agent') return []
+  const expiration = Date.parse(reauthorizeBy) / 1000
+  return reauthorizeNote(
+    { ...grant, expiration },
+    { here: who === 'this agent' }
+  )
 }
 
 /** @param time - Unix milliseconds */

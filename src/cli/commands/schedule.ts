@@ -20,6 +20,7 @@ import { readDelegation } from '../given-delegation.ts'
 import { createIssuedDelegations, issuedFolder } from '../issued.ts'
 import { readExpiration, type Flags } from '../options.ts'
 import { INCLUDE_HELP, readParts } from '../parts.ts'
+import { reauthorizeNote } from '../reauthorize.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { resolveAccount } from '../target.ts'
@@ -377,7 +378,7 @@ function tableOf(schedules: Protocol.Schedule[]): string {
 
 /** What should not go unseen, one a line. */
 function notesOn(
-  { account, state, reason, lastRun }: Protocol.Schedule,
+  { account, state, reason, lastRun, authorization }: Protocol.Schedule,
   renewal: Renewal | undefined
 ): string[] {
   const problem = (what: string, error: { name: string; message: string }) =>
@@ -387,6 +388,7 @@ function notesOn(
   return [
     ...(reason ? [problem(state, reason)] : []),
     ...(lastRun?.error ? [problem('failed', lastRun.error)] : []),
+    ...(authorization ? reauthorizeNote({ account, ...authorization }) : []),
     ...(renewal
       ? [
           printable(

@@ -3,8 +3,10 @@ import { findRecovery, latestBackup } from '../../space/index.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { formatFields, formatTable, printable } from '../format.ts'
 import { describeProgress } from '../progress.ts'
+import { reauthorizeNote } from '../reauthorize.ts'
 import { listRuns } from '../run.ts'
 import type { Session } from '../session.ts'
+import { listAtService } from './authorizations.ts'
 import { viewSpace } from '../target.ts'
 
 /** What could be found out, or why it could not. */
@@ -44,12 +46,13 @@ export function createStatusCommand(
         ? await answerOf(session.service())
         : undefined
       const runs = service && (await answerOf(readRuns(session)))
+      const grants = service && (await answerOf(listAtService(session)))
       const state = await answerOf(readState(session))
       const info = service?.error ? undefined : service?.value.info
       const { head, accounts } = state.error
         ? { head: undefined, accounts: undefined }
         : state.value
-      const problems = [service, runs, state].flatMap((answer) =>
+      const problems = [service, runs, grants, state].flatMap((answer) =>
         answer?.error ? [answer.error] : []
       )
       // One cause may have stopped several answers.
@@ -65,6 +68,7 @@ export function createStatusCommand(
           head: head ?? null,
           accounts: accounts ?? null,
           runs: runs && !runs.error ? runs.value : null,
+          authorizations: grants && !grants.error ? grants.value : null,
           errors: [...errors.values()].map(({ name, message }) => ({
             name,
             message,
@@ -89,6 +93,9 @@ export function createStatusCommand(
             ]),
           ]),
           ...(accounts?.length ? [tableOfAccounts(accounts)] : []),
+          ...(grants && !grants.error
+            ? grants.value.flatMap((grant) => reauthorizeNote(grant))
+            : []),
           ...(runs && !runs.error && runs.value.length > 0
             ? [tableOfRuns(runs.value)]
             : []),

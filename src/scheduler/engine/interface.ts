@@ -123,8 +123,12 @@ export interface JobEngine extends AsyncDisposable {
   /** Tells that there may be something to do, so that nobody waits for the next look. */
   kick(): void
 
-  /** @returns how many jobs are live, by host */
-  outstanding(): Promise<Map<string, number>>
+  /**
+   * @param options.maxAge - milliseconds. Those that came to their end since
+   *   may be counted still, and those that others queued may not be
+   * @returns how many jobs are live, by host
+   */
+  outstanding(options?: { maxAge?: number }): Promise<Map<string, number>>
 
   counts(): Promise<JobCounts>
 

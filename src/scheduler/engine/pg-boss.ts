@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { sql } from 'kysely'
 import type { Kysely } from 'kysely'
 import { PgBoss, fromKysely } from 'pg-boss'
@@ -35,7 +36,11 @@ const MIN_LEASE = 10_000
 export interface PgBossOptions extends EngineOptions {
   /** `postgres://user:password@host:port/database`, the one `database` is of. */
   databaseUrl: string
-  /** Where pg-boss has its tables, which it makes itself. */
+  /**
+   * Where pg-boss has its tables, which it makes itself. Left out, it follows
+   * from the schema that the tables of the service are in: two services in one
+   * database do not share their jobs.
+   */
   schema?: string
   /** How often to look for jobs whose workers are gone, in seconds. */
   superviseSeconds?: number
@@ -68,18 +73,34 @@ export async function openPgBossEngine(
   options: PgBossOptions
 ): Promise<JobEngine> {
   const policy = { ...ENGINE_POLICY, ...options.policy }
-  return createEngine(await openQueue(options, policy), options, policy)
+  const schema = options.schema ?? (await schemaBeside(options.database))
+  const queue = await openQueue({ ...options, schema }, policy)
+  return createEngine(queue, options, policy)
+}
+
+/** Names of schemas that pg-boss takes as they are. */
+const PLAIN_SCHEMA = /^[a-z_][a-z0-9_]{0,42}$/
+
+async function schemaBeside(database: Kysely<Tables>): Promise<string> {
+  const { rows } = await sql<{
+    schema: string
+  }>`select current_schema() as schema`.execute(database)
+  const schema = rows[0]?.schema ?? 'public'
+  if (schema === 'public') return 'pgboss'
+  if (PLAIN_SCHEMA.test(schema)) return `pgboss_${schema}`
+  const digest = createHash('sha256').update(schema).digest('hex')
+  return `pgboss_${digest.slice(0, 32)}`
 }
 
 async function openQueue(
   {
     database,
     databaseUrl,
-    schema = 'pgboss',
+    schema,
     superviseSeconds = 5,
     time,
     logger,
-  }: PgBossOptions,
+  }: PgBossOptions & { schema: string },
   policy: EnginePolicy
 ): Promise<JobQueue> {
   if (policy.lease < MIN_LEASE || policy.lease % 1000 !== 0) {

@@ -54,6 +54,8 @@ export function createEngine(
   const done: Done[] = []
   let flushing: Promise<void> | undefined
   let worker: Worker | undefined
+  /** Live jobs as they were counted last, with those queued here since. */
+  let counted = { at: -Infinity, byHost: new Map<string, number>() }
 
   interface Worker {
     tasks: PQueue
@@ -337,6 +339,11 @@ export function createEngine(
       for (const job of jobs) check(job)
       if (jobs.length === 0) return { enqueued: 0 }
       const enqueued = await queue.insert(jobs, transaction)
+      const { byHost } = counted
+      for (const { slot } of jobs) {
+        const [host = ''] = slot.split('/', 1)
+        byHost.set(host, (byHost.get(host) ?? 0) + 1)
+      }
       if (!transaction) worker?.kick()
       return { enqueued }
     },
@@ -347,7 +354,15 @@ export function createEngine(
     },
 
     kick: () => worker?.kick(),
-    outstanding: () => queue.outstanding(),
+
+    async outstanding({ maxAge = 0 } = {}) {
+      const now = time.now()
+      if (maxAge === 0 || now - counted.at >= maxAge) {
+        counted = { at: now, byHost: await queue.outstanding() }
+      }
+      return new Map(counted.byHost)
+    },
+
     counts: () => queue.counts(),
     deadLetters: (limit) => queue.deadLetters(limit),
     drain,

@@ -9,7 +9,7 @@ import { leasesContract } from './contract/leases.ts'
 import { queueContract } from './contract/queue.ts'
 import { sharingContract } from './contract/sharing.ts'
 import { bind, jobOf, openEngine, until } from './harness.ts'
-import type { TestPlace } from './harness.ts'
+import type { EnginePlace, TestPlace } from './harness.ts'
 
 const serverUrl = process.env.TEST_DATABASE_URL
 if (!serverUrl) {
@@ -17,6 +17,7 @@ if (!serverUrl) {
 }
 
 interface TestSchema extends TestPlace {
+  place: EnginePlace & { databaseUrl: string }
   query(sql: string): Promise<pg.QueryResult>
 }
 
@@ -107,6 +108,54 @@ describe('job engine on pg-boss', function () {
       }
     )
     assert.doesNotMatch(logs.join(), /secret/)
+  })
+
+  it('shares no jobs with another service in the same database', async () => {
+    await using one = await createSchemas()
+    await using two = await createSchemas()
+    // A name that has to be written in quotes, and is as long as they may be.
+    const odd = `Test ${randomUUID().repeat(2)}`.slice(0, 63)
+    await one.query(`create schema "${odd}"`)
+    const url = new URL(one.place.databaseUrl)
+    url.searchParams.set(
+      'options',
+      `-c search_path="${odd.replace(' ', '\\ ')}"`
+    )
+    const places = [one.place.databaseUrl, two.place.databaseUrl, url.href]
+    const schemasOfJobs = async () => {
+      const { rows } = await one.query(
+        `select nspname from pg_namespace where nspname like 'pgboss%'`
+      )
+      return new Set(rows.map(({ nspname }) => nspname as string))
+    }
+    const before = await schemasOfJobs()
+    try {
+      await using opened = new AsyncDisposableStack()
+      const engines = []
+      for (const databaseUrl of places) {
+        const { policy } = one.place
+        const place = {
+          databaseUrl: databaseUrl.replaceAll('+', '%20'),
+          policy,
+        }
+        engines.push(opened.use(await openEngine(place)).engine)
+      }
+      for (const [at, engine] of engines.entries()) {
+        assert.equal(
+          (await engine.enqueue([jobOf('a'), jobOf(`${at}`)])).enqueued,
+          2
+        )
+      }
+      for (const engine of engines) {
+        assert.deepEqual([...(await engine.outstanding())], [['host', 2]])
+      }
+      assert.equal((await schemasOfJobs()).size, before.size + 3)
+    } finally {
+      for (const name of (await schemasOfJobs()).difference(before)) {
+        await one.query(`drop schema ${name} cascade`)
+      }
+      await one.query(`drop schema "${odd}" cascade`)
+    }
   })
 
   it('keeps nothing of a job that is done', async () => {

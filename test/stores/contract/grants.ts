@@ -117,20 +117,37 @@ export const grantStoreContract: Contract = {
     assert.equal(await take('one', now + 2 + lease), true)
   },
 
-  'a refresh is noted by who has the lease, until there is a newer grant':
-    async (assert, { grants }) => {
-      await grants.put(updateOf(), now)
-      const begin = (owner: string, at = now) =>
-        grants.refreshing(alice, account, owner, at)
-      assert.equal(await begin('one'), false)
-      await grants.lease(alice, account, { owner: 'one', now, lease })
-      assert.equal(await begin('two'), false)
-      assert.equal(await begin('one', now + lease), false)
-      assert.equal(await begin('one', now + 1), true)
-      assert.equal((await grants.get(alice, account))?.refreshing, now + 1)
-      await grants.put(updateOf({ seq: 2 }), now + 2)
-      assert.equal((await grants.get(alice, account))?.refreshing, undefined)
-    },
+  'a refresh is noted by who has the lease, until its end is known': async (
+    assert,
+    { grants }
+  ) => {
+    await grants.put(updateOf(), now)
+    const take = (owner: string, at = now) =>
+      grants.lease(alice, account, { owner, now: at, lease })
+    const begin = (owner: string, at = now) =>
+      grants.refreshing(alice, account, { owner, now: at, lease })
+    const begun = async () => (await grants.get(alice, account))?.refreshing
+    assert.equal(await begin('one'), false)
+    await take('one')
+    assert.equal(await begin('two'), false)
+    assert.equal(await begin('one', now + lease), false)
+    assert.equal(await begun(), undefined)
+    assert.equal(await begin('one', now + 1), true)
+    assert.equal(await begun(), now + 1)
+    // It has the lease for as long as if it had taken it now.
+    assert.equal(await take('two', now + lease), false)
+    assert.equal(await take('two', now + 1 + lease), true)
+    assert.equal(await begun(), now + 1)
+    await grants.release(alice, account, 'one')
+    assert.equal(await begun(), now + 1)
+    await grants.release(alice, account, 'two')
+    assert.equal(await begun(), undefined)
+
+    await take('one')
+    await begin('one')
+    await grants.put(updateOf({ seq: 2 }), now + 2)
+    assert.equal(await begun(), undefined)
+  },
 
   'a grant ends, unless there is a newer one': async (assert, { grants }) => {
     await grants.put(updateOf({ seq: 2 }), now)

@@ -90,6 +90,21 @@ export const queueContract: Contract = {
     )
   },
 
+  'a count may be as old as is said, and knows what was queued here': async ({
+    open,
+  }) => {
+    const { engine } = await open()
+    const { engine: other } = await open()
+    const hour = { maxAge: 60 * 60 * 1000 }
+    await engine.enqueue([jobOf('a')])
+    assert.deepEqual([...(await engine.outstanding(hour))], [['host', 1]])
+    await other.enqueue([jobOf('b')])
+    await engine.enqueue([jobOf('c')])
+    assert.deepEqual([...(await engine.outstanding(hour))], [['host', 2]])
+    assert.deepEqual([...(await engine.outstanding())], [['host', 3]])
+    assert.deepEqual([...(await engine.outstanding(hour))], [['host', 3]])
+  },
+
   'bad input is refused and nothing is queued': async ({ open }) => {
     const { engine } = await open()
     const bads: Partial<NewJob>[] = [

@@ -1,0 +1,106 @@
+import type { Signer } from '@ucanto/interface'
+import { pino } from 'pino'
+import { createSafeFetch, type Fetch } from '../../src/atproto/index.ts'
+import { createOAuth, loopbackMetadata } from '../../src/atproto/oauth/index.ts'
+import { CONFIDENTIAL_LIFETIMES } from '../../src/atproto/oauth/lifetimes.ts'
+import type { Time } from '../../src/backup/index.ts'
+import { systemTime } from '../../src/node/index.ts'
+import {
+  createGrantKeeper,
+  GRANT_POLICY,
+  type GrantKeeper,
+} from '../../src/service/grants.ts'
+import type { Authorization, DID } from '../../src/space/index.ts'
+import type { GrantStore } from '../../src/stores/index.ts'
+
+/** Where a refresh is, in this order; it waits until it may go on. */
+export type RefreshStep =
+  /** The token is about to be sent. */
+  | 'request'
+  /** The host has traded the token, and what it answers is not kept yet. */
+  | 'answer'
+  /** What the host has answered is kept. */
+  | 'journal'
+  /** The Space has it, and the agent has not noted that. */
+  | 'space'
+
+export interface RefreshAgentOptions {
+  agent: Signer
+  store: GrantStore
+  plcUrl: string
+  pdsUrl: string
+  readAuthorization: () => Promise<Authorization | undefined>
+  writeAuthorization: (authorization: Authorization) => Promise<void>
+  onStep?: (step: RefreshStep) => Promise<void>
+  /** How far the agent's time is ahead, in milliseconds. */
+  ahead: () => number
+}
+
+export interface RefreshAgent {
+  keeper: GrantKeeper
+  /** Puts what is pending into the Space. */
+  publish: (space: DID, account: DID) => Promise<void>
+}
+
+/** An agent with grants at a real host, one of several with the same store. */
+export function createRefreshAgent({
+  agent,
+  store,
+  plcUrl,
+  pdsUrl,
+  readAuthorization,
+  writeAuthorization,
+  onStep = async () => {},
+  ahead,
+}: RefreshAgentOptions): RefreshAgent {
+  const safe = createSafeFetch({ allowPrivateNetwork: true })
+  const stream: Fetch = async (input, init) => {
+    const body = input instanceof Request ? await input.clone().text() : ''
+    const isRefresh =
+      new URLSearchParams(body).get('grant_type') === 'refresh_token'
+    if (isRefresh) await onStep('request')
+    const response = await safe.stream(input, init)
+    // A host that knows the agent no more first asks for a nonce.
+    if (isRefresh && response.ok) await onStep('answer')
+    return response
+  }
+  const oauth = createOAuth({
+    metadata: loopbackMetadata(new URL('http://127.0.0.1:1/oauth/callback')),
+    fetch: { ...safe, stream },
+    plcUrl: new URL(plcUrl),
+    handleResolverUrl: new URL(pdsUrl),
+    allowHttp: true,
+  })
+  const time: Time = {
+    now: () => Date.now() + ahead(),
+    sleep: (ms, signal) => systemTime.sleep(ms, signal),
+  }
+  const keeper = createGrantKeeper({
+    agent,
+    grants: {
+      ...store,
+      async put(update, now) {
+        const isNewest = await store.put(update, now)
+        await onStep('journal')
+        return isNewest
+      },
+    },
+    // How long a grant lasts is for another test.
+    oauth: { ...oauth, lifetimes: CONFIDENTIAL_LIFETIMES },
+    readAuthorization,
+    time,
+    logger: pino({ level: 'silent' }),
+    // Whoever waits for another is to find out at once.
+    policy: { ...GRANT_POLICY, poll: 20, precedence: 20 },
+  })
+  return {
+    keeper,
+    async publish(space, account) {
+      const pending = await keeper.pending(space, account)
+      if (!pending) return
+      await writeAuthorization(pending.authorization)
+      await onStep('space')
+      await keeper.published(space, account, pending.authorization.seq)
+    },
+  }
+}

@@ -1,0 +1,243 @@
+import assert from 'node:assert/strict'
+import { readdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { ed25519 } from '@ucanto/principal'
+import { withNativeSigning } from '../../src/node/index.ts'
+import { GRANT_POLICY } from '../../src/service/grants.ts'
+import type { Authorization, DID } from '../../src/space/index.ts'
+import { openStores } from '../../src/stores/index.ts'
+import { consent } from '../network/consent.ts'
+import { startPds, startPlc } from '../network/pds.ts'
+import { createRefreshAgent, type RefreshStep } from './refresh-agent.ts'
+import {
+  loadRefreshProcess,
+  type Question,
+  type RefreshProcess,
+} from './refresh-process.ts'
+import {
+  createEmbeddedStore,
+  createPostgresStore,
+  databaseServer,
+  type TestStore,
+} from './slow-stores.ts'
+
+const ROUNDS = Number(process.env.REFRESH_KILL_ROUNDS ?? 60)
+const SPACE: DID = 'did:key:z6MkgGwb4xuUuddp6KsJqKNstgHUzkup95CyebHLDZZka9eU'
+const PREFERENCES = '/xrpc/app.bsky.actor.getPreferences'
+
+/** Where the agent is killed, round after round. */
+const MOMENTS: (RefreshStep | 'any' | 'space, and the database is lost')[] = [
+  'request',
+  'journal',
+  'any',
+  'space',
+  'answer',
+  'any',
+  'space, and the database is lost',
+]
+/** How long an agent goes on that is killed at any moment, at most, in ms. */
+const LONGEST = 250
+const HOUR = 60 * 60_000
+
+/**
+ * The host trades each token once, and tells nobody twice what for. Between
+ * the commit in the database of the host and the one in ours, the new session
+ * is nowhere but in the memory of one process: if that is killed, no protocol
+ * brings it back, and the user has to authorize again. This shows that there
+ * is no other moment than that, and that it is said and does no harm.
+ */
+describe('a refresh that is killed', () => {
+  it('loses a session only between the two commits, on SQLite', () =>
+    killAgainAndAgain(createEmbeddedStore, ROUNDS))
+
+  it('loses a session only between the two commits, on PostgreSQL', function () {
+    const server = databaseServer
+    if (server === undefined) return this.skip()
+    return killAgainAndAgain(() => createPostgresStore(server), ROUNDS / 3)
+  })
+})
+
+async function killAgainAndAgain(
+  createStore: () => Promise<TestStore>,
+  rounds: number
+): Promise<void> {
+  await using resources = new AsyncDisposableStack()
+  const taken: string[] = []
+  const refused: string[] = []
+  const plc = resources.use(await startPlc())
+  const pds = resources.use(
+    await startPds({
+      plcUrl: plc.url,
+      onRefresh: ({ token, isTaken }) => {
+        const tokens = isTaken ? taken : refused
+        tokens.push(token)
+      },
+    })
+  )
+  const alice = await pds.createAccount({ handle: 'alice.test' })
+  const account = alice.did as DID
+  const store = resources.use(await createStore())
+  const stores = resources.use(await openStores(store.options))
+  const agent = withNativeSigning(await ed25519.generate())
+  const hosts = { plcUrl: plc.url, pdsUrl: pds.url }
+
+  let content: Authorization | undefined
+  const readAuthorization = async () => content
+  const writeAuthorization = async (authorization: Authorization) => {
+    assert.ok(authorization.seq >= (content?.seq ?? 0))
+    content = authorization
+  }
+  let ahead = 0
+  const { keeper, publish } = createRefreshAgent({
+    ...hosts,
+    agent,
+    store: stores.grants,
+    readAuthorization,
+    writeAuthorization,
+    ahead: () => ahead,
+  })
+  const authorize = async () => {
+    const { url } = await keeper.request({
+      space: SPACE,
+      account,
+      include: ['preferences'],
+      delegation: Uint8Array.of(1),
+    })
+    const back = await consent(url, {
+      username: alice.handle,
+      password: alice.password,
+    })
+    await keeper.conclude(back.searchParams)
+    await publish(SPACE, account)
+  }
+  const read = async () => {
+    const session = await keeper.open(SPACE, account)
+    assert.ok(session)
+    const response = await session.fetch(PREFERENCES)
+    const text = await response.text()
+    assert.equal(response.status, 200, text)
+  }
+
+  let moment: (typeof MOMENTS)[number] = 'any'
+  let hasSent = () => {}
+  const answer = async (question: Question, kill: () => Promise<void>) => {
+    if (question.is === 'read') return content
+    if (question.is === 'write') {
+      return writeAuthorization(question.authorization)
+    }
+    if (question.step === 'request') hasSent()
+    if (moment.startsWith(question.step)) await kill()
+    return undefined
+  }
+  const load = () => loadRefreshProcess(answer)
+  // Processes take longer to load than to be killed: one is always ahead.
+  let next: Promise<RefreshProcess> = load()
+  resources.defer(async () => (await next)[Symbol.asyncDispose]())
+
+  await authorize()
+  const counts = new Map<string, number>()
+  for (let round = 0; round < rounds; round++) {
+    moment = MOMENTS[round % MOMENTS.length]!
+    const said = `round ${round}, killed at ${moment}`
+    const before = (await stores.grants.get(SPACE, account))!.seq
+    const takenBefore = taken.length
+    const refusedBefore = refused.length
+    {
+      await using child = await next
+      next = load()
+      await child.start({
+        ...hosts,
+        space: SPACE,
+        account,
+        key: ed25519.format(agent),
+        stores: store.options,
+        steps: true,
+      })
+      ahead += HOUR
+      const sent = new Promise<void>((resolve) => (hasSent = resolve))
+      const following = child.follow({
+        opens: 1,
+        ahead,
+        publish: true,
+      })
+      if (moment === 'any') {
+        await Promise.race([sent, following])
+        await sleep(Math.random() * LONGEST)
+        await child.kill()
+        await following
+      } else {
+        assert.equal(await following, false, `${said}: it was not killed`)
+      }
+    }
+
+    // What the host has done by now, it has done.
+    await sleep(50)
+    const isTaken = taken.length > takenBefore
+    assert.ok(taken.length - takenBefore <= 1, said)
+    assert.equal(refused.length, refusedBefore, said)
+    const kept = (await stores.grants.get(SPACE, account))!.seq - before
+    assert.ok(kept <= Number(isTaken), said)
+    if (moment === 'request') assert.equal(isTaken, false, said)
+    if (moment === 'answer') assert.ok(isTaken && kept === 0, said)
+    if (moment === 'journal') assert.equal(kept, 1, said)
+    if (moment.startsWith('space')) {
+      assert.equal(content?.seq, before + 1, said)
+    }
+    if (moment.endsWith('the database is lost')) {
+      await stores.database.deleteFrom('grants').execute()
+    }
+
+    const what = isTaken && kept === 0 ? 'between' : kept ? 'after' : 'before'
+    counts.set(what, (counts.get(what) ?? 0) + 1)
+    // What is left of whoever was killed is taken over at once.
+    ahead += GRANT_POLICY.lease
+    if (what === 'after') {
+      // What was kept is used as it is.
+      await read()
+      assert.equal(taken.length, takenBefore + 1, said)
+    }
+    if (what === 'between') {
+      const opening = () => keeper.open(SPACE, account)
+      await assert.rejects(opening(), { name: 'ReauthorizeError' }, said)
+      assert.equal(refused.length, refusedBefore + 1, said)
+      // It is said once, and the host is left alone.
+      await assert.rejects(opening(), { name: 'ReauthorizeError' }, said)
+      assert.equal(refused.length, refusedBefore + 1, said)
+      assert.equal((await keeper.list(SPACE))[0]?.state, 'ended', said)
+      await authorize()
+      await read()
+      continue
+    }
+    if (what === 'after') ahead += HOUR
+    await read()
+    assert.equal(taken.length, takenBefore + 2 - Number(what === 'before'))
+    assert.equal(refused.length, refusedBefore, said)
+    await publish(SPACE, account)
+    assert.equal(content?.seq, before + 2 - Number(what === 'before'), said)
+  }
+
+  for (const what of ['before', 'between', 'after']) {
+    assert.ok((counts.get(what) ?? 0) >= rounds / 10, `${what} a commit`)
+  }
+  assert.equal(new Set(taken).size, taken.length, 'no token was used twice')
+  assert.equal(refused.length, counts.get('between'))
+
+  const rows = await stores.database.selectFrom('grants').selectAll().execute()
+  const files = await readdir(store.dataFolder)
+  const all = Buffer.concat([
+    ...rows.flatMap((row) => Object.values(row).map(toBytes)),
+    ...(await Promise.all(
+      files.map((name) => readFile(join(store.dataFolder, name)))
+    )),
+    content!.sealed,
+  ])
+  assert.ok(all.includes(SPACE))
+  for (const secret of [...taken, ...refused, 'refresh_token', 'dpopJwk']) {
+    assert.ok(!all.includes(secret), 'a secret is kept in plain text')
+  }
+}
+
+function toBytes(value: unknown): Uint8Array {
+  return value instanceof Uint8Array ? value : Buffer.from(String(value))
+}

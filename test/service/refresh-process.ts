@@ -1,0 +1,107 @@
+import { fork } from 'node:child_process'
+import { once } from 'node:events'
+import { fileURLToPath } from 'node:url'
+import type { Authorization, DID } from '../../src/space/index.ts'
+import type { StoresOptions } from '../../src/stores/index.ts'
+import type { RefreshStep } from './refresh-agent.ts'
+
+/** What an agent in another process is told first. */
+export interface Setting {
+  space: DID
+  account: DID
+  /** Secret key of the agent. */
+  key: string
+  stores: StoresOptions
+  plcUrl: string
+  pdsUrl: string
+  /** Whether it asks at each step whether it may go on. */
+  steps: boolean
+}
+
+/** What it is to do next. */
+export interface Order {
+  /** How often at once the grant is opened. */
+  opens: number
+  /** How far the agent's time is ahead, in milliseconds. */
+  ahead: number
+  /** Whether it goes to the Space then. */
+  publish: boolean
+}
+
+export type Question =
+  | { is: 'read' }
+  | { is: 'write'; authorization: Authorization }
+  | { is: 'step'; step: RefreshStep }
+
+export interface Answer {
+  number: number
+  answer: unknown
+}
+
+/** An agent in another process. Disposing of it kills it. */
+export interface RefreshProcess extends AsyncDisposable {
+  start(setting: Setting): Promise<void>
+  /** @returns whether it got to the end, and was not killed before */
+  follow(order: Order): Promise<boolean>
+  /** Ends it between any two of its instructions. */
+  kill(): Promise<void>
+}
+
+/**
+ * Loads an agent into a process of its own.
+ *
+ * @param answer - to what the agent asks; it waits for that
+ */
+export async function loadRefreshProcess(
+  answer: (question: Question, kill: () => Promise<void>) => Promise<unknown>
+): Promise<RefreshProcess> {
+  const script = fileURLToPath(new URL('refresh-child.ts', import.meta.url))
+  const child = fork(script, { serialization: 'advanced' })
+  const exit = once(child, 'exit')
+  const kill = async () => {
+    child.kill('SIGKILL')
+    await exit
+  }
+  let wake: (message: unknown) => void = () => {}
+  const next = () =>
+    Promise.race([
+      new Promise<unknown>((resolve) => (wake = resolve)),
+      exit.then(() => undefined),
+    ])
+  child.on('message', (message) => {
+    if (typeof message !== 'object' || !('question' in message)) {
+      wake(message)
+      return
+    }
+    const { number, question } = message as never as {
+      number: number
+      question: Question
+    }
+    answer(question, kill).then(
+      (answer) => {
+        // Who was killed does not listen any more.
+        if (child.connected) child.send({ number, answer }, () => {})
+      },
+      (error: unknown) => wake({ failure: String(error) })
+    )
+  })
+  const expect = async (expected: string): Promise<boolean> => {
+    const message = await next()
+    if (message === expected) return true
+    if (message === undefined && child.signalCode === 'SIGKILL') return false
+    throw new Error(`instead of "${expected}": ${JSON.stringify(message)}`)
+  }
+  await expect('loaded')
+  return {
+    kill,
+    [Symbol.asyncDispose]: kill,
+    async start(setting) {
+      child.send(setting)
+      await expect('ready')
+    },
+    follow(order) {
+      child.send(order)
+      return expect('done')
+    },
+  }
+}
