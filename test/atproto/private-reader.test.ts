@@ -54,10 +54,13 @@ describe('private parts of a host that is not to be trusted', () => {
       gate?: HostGate
     } = {}
   ): Promise<string> {
-    const identity = {
+    const identity: Identity = {
       did: 'did:plc:ewvi7nxzyoun6zhxrhs64oiz',
       pds: new URL(host.url),
-    } as unknown as Identity
+      signingKey: 'did:key:zQ3sh',
+      previousSigningKeys: [],
+      document: '{}',
+    }
     const session: AccountSession = {
       account: 'did:plc:ewvi7nxzyoun6zhxrhs64oiz',
       parts,
