@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import type { Signer } from '@ucanto/interface'
 import type { Logger } from 'pino'
 import { z } from 'zod'
@@ -556,7 +557,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         })
       )
       await grants.addRequest(
-        { state: key, space, account, sealed, delegation, expires },
+        {
+          state: digestOf(key),
+          ...{ space, account, sealed, delegation, expires },
+        },
         now
       )
       return { url, expiration: Math.floor(expires / 1000) }
@@ -564,7 +568,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
 
     async conclude(params) {
       const key = params.get('state')
-      const request = key === null ? undefined : await grants.takeRequest(key)
+      const request =
+        key === null ? undefined : await grants.takeRequest(digestOf(key))
       if (!request) {
         throw new GrantRequestError(
           'AuthorizationExpired',
@@ -797,6 +802,11 @@ function isStale({ status, headers }: Response): boolean {
     status === 401 &&
     /error="invalid_token"/.test(headers.get('www-authenticate') ?? '')
   )
+}
+
+/** Who can read the database cannot come back in the user's place. */
+function digestOf(key: string): string {
+  return createHash('sha256').update(key).digest('hex')
 }
 
 function isEmpty(value: unknown): boolean {
