@@ -71,6 +71,8 @@ export interface TestGrantsOptions {
   limits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Told of each request of the client, before it is sent. */
   onRequest?: (url: URL, body: string) => void | Promise<void>
+  /** Answers in the place of the host, where it gives something. */
+  answer?: (url: URL, body: string) => Response | undefined
   /** Told of each answer, before the client sees it. */
   onAnswer?: (url: URL, body: string) => void | Promise<void>
 }
@@ -97,6 +99,7 @@ export function createTestGrants({
   logger = pino({ level: 'silent' }),
   limits,
   onRequest,
+  answer,
   onAnswer,
 }: TestGrantsOptions): TestGrants {
   const safe = createSafeFetch({ allowPrivateNetwork: true, ...limits })
@@ -109,6 +112,8 @@ export function createTestGrants({
           ? await input.clone().text()
           : String((init?.body as string | undefined) ?? '')
       await onRequest?.(url, body)
+      const given = answer?.(url, body)
+      if (given) return given
       const response = await fetch(input, init)
       await onAnswer?.(url, body)
       return response
