@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # All checks of a submission, from a fresh clone. Prints the true count of all
 # suites as its last line.
+#
+# Two lanes run side by side: each mostly waits for one thread of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,41 +11,60 @@ export PATH="$PWD/node_modules/.bin:$PATH"
 # The counts are read from what the suites print.
 export NO_COLOR=1 FORCE_COLOR=0 MOCHA_COLORS=0
 
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+escape=$(printf '\033')
+
+# Runs a suite, and notes its counts and what failed. Mocha tells them as
+# "N passing" and "N failing"; a suite that tells nothing has failed.
+suite() {
+  local name=$1 log code=0 passed failed started=$SECONDS
+  shift
+  log="$results/$name.log"
+  "$@" 2>&1 | sed -E "s/${escape}\\[[0-9;]*m//g" | tee "$log" || code=$?
+  passed=$(sed -nE 's/^ *([0-9]+) passing.*/\1/p' "$log" | tail -n 1)
+  failed=$(sed -nE 's/^ *([0-9]+) failing.*/\1/p' "$log" | tail -n 1)
+  if [ -z "$passed" ] && [ -z "$failed" ]; then failed=1; fi
+  if [ "$code" -ne 0 ] && [ -z "$failed" ]; then echo "$name ended with $code" >>"$results/failures"; fi
+  # Told once more at the end: a log is often kept from its end.
+  sed -nE '/^ *[0-9]+ failing/,$ p' "$log" | sed '/^-----.*|/,$ d' >>"$results/failures"
+  echo "${passed:-0} ${failed:-0} $code $name $((SECONDS - started))" >>"$results/counts"
+}
+
+# Runs a check that has no counts.
+check() {
+  local code=0
+  npm run "$@" || code=$?
+  echo "0 0 $code $1 0" >>"$results/counts"
+}
+
+slow_lane() {
+  suite postgres npm run test:postgres
+  suite browser npm run test:browser
+  suite slow npm run test:slow
+}
+
+slow_lane >"$results/slow-lane.log" 2>&1 &
+suite test npm test
+check lint
+check types
+check build
+check demo -- --json
+wait || true
+cat "$results/slow-lane.log"
+
+touch "$results/failures"
+cat "$results/failures"
 passed=0
 failed=0
 status=0
-# What failed, told once more at the end: a log is often kept from its end.
-failures=$(mktemp)
-# Runs a suite and adds up its counts. Mocha tells them as "N passing" and
-# "N failing"; a suite that tells nothing has failed.
-suite() {
-  local log code=0
-  log=$(mktemp)
-  "$@" 2>&1 | tee "$log" || code=$?
-  local p f
-  local escape
-  escape=$(printf '\033')
-  sed -i -E "s/${escape}\\[[0-9;]*m//g" "$log"
-  p=$(sed -nE 's/^ *([0-9]+) passing.*/\1/p' "$log" | tail -n 1)
-  f=$(sed -nE 's/^ *([0-9]+) failing.*/\1/p' "$log" | tail -n 1)
-  sed -nE '/^ *[0-9]+ failing/,$ p' "$log" | sed '/^-----.*|/,$ d' >>"$failures"
-  rm -f "$log"
-  if [ -z "$p" ] && [ -z "$f" ]; then f=1; fi
-  passed=$((passed + ${p:-0}))
-  failed=$((failed + ${f:-0}))
-  if [ "$code" -ne 0 ] || [ "${f:-0}" -ne 0 ]; then status=1; fi
-}
-
-suite npm test
-suite npm run test:postgres
-suite npm run test:browser
-suite npm run test:slow
-npm run lint || status=1
-npm run types || status=1
-npm run build || status=1
-npm run demo -- --json || status=1
-
-cat "$failures"
-rm -f "$failures"
+while read -r p f code name seconds; do
+  echo "$name: $p passed, $f failed, exit $code, $seconds s"
+  passed=$((passed + p))
+  failed=$((failed + f))
+  if [ "$code" -ne 0 ] || [ "$f" -ne 0 ]; then status=1; fi
+done <"$results/counts"
+# What ended without a word is not all that there should be.
+if [ "$(wc -l <"$results/counts")" -ne 8 ]; then status=1; fi
 echo "$passed passed, $failed failed"
 exit "$status"
