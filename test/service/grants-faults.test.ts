@@ -88,6 +88,35 @@ describe('grants when something fails', () => {
     return { state: listed?.state, reason: listed?.reason?.message ?? '' }
   }
 
+  it('are kept before they are used', async () => {
+    const time = new HeldTime()
+    const gate = Promise.withResolvers<void>()
+    let asked = 0
+    const store: GrantStore = {
+      ...stores.grants,
+      async put(...input) {
+        if (taken > 0) await gate.promise
+        return stores.grants.put(...input)
+      },
+    }
+    const { keeper, authorize } = create({
+      time,
+      store,
+      onRequest({ pathname }) {
+        if (pathname === PREFERENCES) asked++
+      },
+    })
+    await authorize(alice)
+    time.pass(2 * HOUR)
+    const reading = read(keeper)
+    while (taken === 0) await sleep(5)
+    await sleep(50)
+    assert.equal(asked, 0)
+    gate.resolve()
+    await reading
+    assert.equal(asked, 1)
+  })
+
   it('are not refreshed by another while an answer could not be kept', async () => {
     let isAway = false
     const kept = Promise.withResolvers<void>()
