@@ -1,4 +1,6 @@
 export { RateLimitError, createAccountReader } from './account-reader.ts'
+export { createOwnersReader, createPrivateReader } from './private-reader.ts'
+export type { PrivateLimits, PrivateServices } from './private-reader.ts'
 export type { HostGate, HostRequest, HostVisit } from './host-gate.ts'
 export { createIdentityResolver, signingKeysIn } from './identity.ts'
 export type { IdentityResolverOptions } from './identity.ts'

@@ -57,7 +57,10 @@ export async function query(
   host: URL,
   method: string,
   parameters: Record<string, string | undefined>,
-  { signal }: CallOptions = {}
+  {
+    signal,
+    headers: added,
+  }: CallOptions & { headers?: Record<string, string> } = {}
 ): Promise<XrpcResponse> {
   const url = new URL(`/xrpc/${method}`, host)
   for (const [name, value] of Object.entries(parameters)) {
@@ -66,7 +69,7 @@ export async function query(
   const response = await fetch(url, {
     // Hashes and images do not compress: it would cost both sides time, and
     // a small answer cannot become a large one.
-    headers: { 'accept-encoding': 'identity' },
+    headers: { 'accept-encoding': 'identity', ...added },
     redirect: 'follow',
     signal,
   })

@@ -71,6 +71,16 @@ export class BlobTakenDownError extends BackupError {
   override readonly name = 'BlobTakenDownError'
 }
 
+/** The owner has not allowed it, or not any more. */
+export class PartNotGrantedError extends BackupError {
+  override readonly name = 'PartNotGrantedError'
+}
+
+/** The host has no such thing. */
+export class PartNotOfferedError extends BackupError {
+  override readonly name = 'PartNotOfferedError'
+}
+
 /** What the host sent is not the repository that the account signed. */
 export class InvalidRepoError extends BackupError {
   override readonly name = 'InvalidRepoError'

@@ -14,6 +14,8 @@ export {
   type RepoBlock,
   type Verification,
 } from './read.ts'
+export type { PrivateContext } from './private.ts'
+export { chunksOf, streamOf } from './streams.ts'
 export {
   mergeEvents,
   recordChange,

@@ -4,6 +4,7 @@ import type {
   BlockFetcher,
   DID,
   EventLink,
+  PrivatePart,
   ShardRef,
   UnknownLink,
 } from '../space/interface.ts'
@@ -87,6 +88,43 @@ export interface AccountReader {
     cid: string,
     options?: CallOptions
   ): Promise<AsyncIterable<Uint8Array>>
+}
+
+/** A way into an account that its owner has opened. */
+export interface AccountSession {
+  account: DID
+  /** Private parts that may be read. */
+  parts: readonly string[]
+  /**
+   * Asks the host of the account.
+   *
+   * @param pathname - and query
+   * @throws {@link PartNotGrantedError} when the way is closed by now
+   */
+  fetch(pathname: string, init?: RequestInit): Promise<Response>
+}
+
+/** Reads what only the owner may read. Every answer is unverified. */
+export interface PrivateReader {
+  /**
+   * Streams a private part as JSON text; conversations as lines of JSON. What
+   * changes without the owner's doing, as other people's profiles, is left out.
+   *
+   * @throws {@link PartNotGrantedError} {@link PartNotOfferedError}
+   *   {@link HostError}, each also while the stream is read
+   */
+  read(
+    identity: Identity,
+    session: AccountSession,
+    part: PrivatePart,
+    options?: CallOptions
+  ): Promise<PrivateContent>
+}
+
+export interface PrivateContent {
+  chunks: AsyncIterable<Uint8Array>
+  /** What the owner should know of it, as that something is withheld. */
+  detail?: string
 }
 
 /** Puts things into one Space. */
@@ -293,6 +331,8 @@ export interface Outcome extends Omit<Progress, 'stage'> {
   /** CID of the event that tells the clock about it, unless unchanged. */
   event?: string
   signature: CommitSignature
+  /** What came of each private part that was asked for. */
+  private?: Partial<Record<PrivatePart, { outcome: string; detail?: string }>>
   /** Duration in milliseconds. */
   ms: number
 }

@@ -3,7 +3,10 @@ import { LRUCache } from 'lru-cache'
 import { CID } from 'multiformats/cid'
 import {
   decodeJSONText,
+  JSON_CODE,
   entries,
+  isPlain,
+  isSealed,
   loadBlockIndex,
   readBackup,
   readMissingBlob,
@@ -20,6 +23,8 @@ import type {
   Identity,
   Link,
   MissingBlob,
+  PlainPart,
+  SealedPart,
   Slice,
   SpaceReader,
   UnknownLink,
@@ -172,6 +177,28 @@ export class BackupReader {
     if (held) yield held
   }
 
+  /**
+   * The bytes of a private part as they are in the Space: an age file, or JSON
+   * text if it is not sealed.
+   *
+   * @param part - of {@link value}
+   * @throws {@link InvalidRepoError} if it is of another size
+   */
+  async *privateFile(part: SealedPart | PlainPart): AsyncGenerator<Uint8Array> {
+    let size = 0
+    const link = 'sealed' in part ? part.sealed : part.plain
+    for await (const bytes of this.#file(link, 0)) {
+      size += bytes.length
+      if (size > part.size) break
+      yield bytes
+    }
+    if (size !== part.size) {
+      throw new InvalidRepoError(
+        `the file ${link} in the Space has another size than its backup says`
+      )
+    }
+  }
+
   /** The DID document at the time of the backup, as JSON text. */
   async document(): Promise<string> {
     return this.#json(this.value.identity.document)
@@ -192,7 +219,7 @@ export class BackupReader {
 
   async *#file(link: UnknownLink, depth: number): AsyncGenerator<Uint8Array> {
     const bytes = await this.block(link)
-    if (link.code === RAW_CODE) {
+    if (link.code === RAW_CODE || (link.code === JSON_CODE && depth === 0)) {
       yield bytes
       return
     }
@@ -383,6 +410,14 @@ export async function verifyBackup(
   } catch (error) {
     note('list of blobs', error)
     return result
+  }
+  for (const [part, record] of Object.entries(backup.value.private ?? {})) {
+    if (!isSealed(record) && !isPlain(record)) continue
+    try {
+      for await (const _ of backup.privateFile(record)) step()
+    } catch (error) {
+      note(part, error)
+    }
   }
   if (backup.value.parts.includes('blobs')) {
     for (const cid of referred.keys()) {

@@ -24,7 +24,6 @@ import type {
   IndexedShard,
   Link,
   MissingBlob,
-  Part,
   Revision,
   State,
   Time,
@@ -35,6 +34,7 @@ import {
   type UnstoredShard,
   type UploadCounts,
 } from './packer.ts'
+import type { PrivateBackup } from './private.ts'
 import type { BackupContext } from './run.ts'
 import { ShardBuilder } from './shard.ts'
 
@@ -87,7 +87,8 @@ export interface NewBackup {
   blobs: Map<string, CID>
   /** All blobs that are missing now; not there if blobs were left out. */
   missing: Map<string, MissingBlob> | undefined
-  parts: Part[]
+  parts: 'blobs'[]
+  private: Pick<PrivateBackup, 'records' | 'preferences'>
   /** Unix milliseconds: backups of an account stay in the order of their runs. */
   notBefore: number
   /** Shards that are in the Space and in no backup's index yet. */
@@ -339,8 +340,10 @@ async function createBackup(found: NewBackup): Promise<{
   )
   additions.push(...index.additions)
 
+  const { records, preferences } = found.private
+  const hasPrivate = Object.keys(records).length > 0
   const value: Backup = {
-    version: 1,
+    version: hasPrivate ? 2 : 1,
     account: identity.did,
     rev,
     repo: repo as Backup['repo'],
@@ -352,6 +355,8 @@ async function createBackup(found: NewBackup): Promise<{
     },
     signature,
     parts: found.parts,
+    ...(hasPrivate ? { private: records } : {}),
+    ...(preferences ? { preferences } : {}),
     index: index.root,
   }
   const block = await encodeBackup(value)

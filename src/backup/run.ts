@@ -5,6 +5,7 @@ import {
   getEntry,
   latestBackup,
   loadBlockIndex,
+  PRIVATE_PARTS,
   readBackup,
   type BlockIndexReader,
 } from '../space/index.ts'
@@ -16,7 +17,11 @@ import {
   type VerifiedBlob,
 } from './blob.ts'
 import { BlockOverlay } from './block-overlay.ts'
-import { HostUnavailableError, IncompleteRepoError } from './errors.ts'
+import {
+  AccountUnavailableError,
+  HostUnavailableError,
+  IncompleteRepoError,
+} from './errors.ts'
 import { IndexPublisher } from './index-publisher.ts'
 import type {
   AccountReader,
@@ -34,6 +39,7 @@ import type {
   MissingBlobReason,
   Outcome,
   Part,
+  PrivateParts,
   Progress,
   SpaceReader,
   SpaceWriter,
@@ -43,6 +49,14 @@ import type {
   UnknownLink,
 } from './interface.ts'
 import { Packer, type UploadCounts } from './packer.ts'
+import {
+  openAccess,
+  PrivateBackup,
+  type Access,
+  type PrivateContext,
+  type PrivateOptions,
+} from './private.ts'
+import { BackupReader } from './read.ts'
 import { trackProgress, type ProgressTracker } from './progress.ts'
 import { readBase, recordBackup } from './record.ts'
 import { verifyRepo, type KnownBlocks, type VerifiedRepo } from './repo.ts'
@@ -73,6 +87,14 @@ const NOT_GIVEN = new Set<MissingBlobReason>(['not-found', 'taken-down'])
 /** Reads of a repository that changes while it is read, before giving up. */
 const MAX_READS = 3
 
+/** What is backed up where nothing is said: conversations only by name. */
+const DEFAULT_PARTS: readonly Part[] = [
+  'blobs',
+  ...PRIVATE_PARTS.filter((part) => part !== 'conversations'),
+]
+
+const NO_ACCESS: Access = { absent: { outcome: 'not-granted' } }
+
 /** All that a run needs of the world. */
 export interface BackupContext {
   identities: IdentityResolver
@@ -85,6 +107,8 @@ export interface BackupContext {
   createSha256: CreateSha256
   time: Time
   limits: BackupLimits
+  /** Not there for an agent that reads nothing but what is public. */
+  private?: PrivateContext
   /** The agent's own grants, which go along with backups. */
   authorizations?: AuthorizationJournal
   /** Told what did not end the run but should not go unseen. */
@@ -94,7 +118,7 @@ export interface BackupContext {
 export interface BackupRequest {
   /** DID or handle. */
   account: string
-  /** What to back up beside the repository; all there is, if not given. */
+  /** What to back up beside the repository; all but conversations, if not given. */
   parts?: Part[]
   signal?: AbortSignal
   /** Called often, with the same object each time. */
@@ -148,7 +172,8 @@ async function backUp(
 ): Promise<Outcome> {
   const { time, reader, clock } = context
   const started = time.now()
-  const parts = request.parts ?? ['blobs']
+  const asked = request.parts ?? DEFAULT_PARTS
+  const parts = asked.filter((part) => part === 'blobs')
   const onUpload = ({ blocksUploaded, bytesUploaded }: UploadCounts) =>
     report({
       blocksUploaded: progress.blocksUploaded + blocksUploaded,
@@ -171,9 +196,13 @@ async function backUp(
   ])
   const latest = await latestBackup(overlay, base.state, identity.did)
   enter('read')
-  const [previous, commit] = await Promise.all([
+  const wanted = asked.filter((part) => part !== 'blobs')
+  const opening =
+    wanted.length > 0 ? openAccess(context.private, identity.did, signal) : null
+  const [previous, { commit, accounts }, access] = await Promise.all([
     latest && loadPrevious(overlay, latest),
-    context.accounts.latestCommit(identity, { signal }),
+    readCommit(context, identity, { opening, signal }),
+    opening ?? NO_ACCESS,
   ])
   const covered =
     previous !== undefined &&
@@ -183,6 +212,7 @@ async function backUp(
     previous.backup.rev === commit.rev &&
     previous.backup.repo.toString() === commit.cid.toString()
   const journal = context.journal(identity.did)
+  let outcomes: PrivateParts = {}
   const result = (
     kind: Outcome['kind'],
     backup: { timestamp: string; link: Link<Backup>; value: Backup },
@@ -199,6 +229,7 @@ async function backUp(
       backup: backup.link.toString(),
       ...(event ? { event: event.cid.toString() } : {}),
       signature: backup.value.signature,
+      ...(wanted.length > 0 ? { private: inShort(outcomes) } : {}),
       ...counts,
       ms: time.now() - started,
     }
@@ -212,7 +243,19 @@ async function backUp(
     })
   }
   const retryBlobs = parts.includes('blobs') && previous?.backup.missing
-  if (sameCommit && !retryBlobs) return unchanged(previous)
+  await using privateParts = await readPrivate(context, {
+    parts: wanted,
+    identity,
+    access,
+    blocks: overlay,
+    state: base.state,
+    previous,
+    signal,
+  })
+  outcomes = privateParts.records
+  if (sameCommit && !retryBlobs && !privateParts.isNew) {
+    return unchanged(previous)
+  }
 
   const resumed = await loadJournal(journal)
   const known: KnownBlocks = {
@@ -239,6 +282,7 @@ async function backUp(
   })
   const blobs = new BlobBackup({
     ...context,
+    accounts,
     identity,
     packer,
     previous: previous?.backup,
@@ -263,7 +307,7 @@ async function backUp(
     const since = covered ? previous.backup.rev : undefined
     let repo: VerifiedRepo | undefined
     if (!sameCommit) {
-      const read = await readRepo(context, identity, {
+      const read = await readRepo({ ...context, accounts }, identity, {
         since,
         known: previous?.index ?? new DigestTable(),
         signal,
@@ -281,6 +325,7 @@ async function backUp(
     // Nothing goes into the Space before the repository is verified.
     enter('blobs')
     for (const shard of resumed.shards) indexes.add(shard)
+    await privateParts.pack(packer)
     if (parts.includes('blobs')) blobs.start({ list: !sameCommit, since })
     if (repo) {
       for await (const { digest, bytes } of repo.blocks()) {
@@ -291,7 +336,7 @@ async function backUp(
       }
     }
     await blobs.finish()
-    if (!repo && previous && blobs.added.size === 0) {
+    if (!repo && previous && blobs.added.size === 0 && !privateParts.isNew) {
       return await unchanged(previous)
     }
     enter('upload')
@@ -310,6 +355,7 @@ async function backUp(
       blobs: blobs.added,
       missing: parts.includes('blobs') ? blobs.missing : undefined,
       parts: sameCommit ? previous.backup.parts : parts,
+      private: privateParts,
       notBefore: previous ? Date.parse(previous.timestamp) + 1 : 0,
       shards: [...resumed.shards, ...packer.shards],
       unpublished,
@@ -331,6 +377,77 @@ async function backUp(
   } finally {
     await spool?.close()
   }
+}
+
+/**
+ * Reads the commit that an account is at. One that its host gives to nobody
+ * else is read with the owner's session.
+ */
+async function readCommit(
+  { accounts, private: owner }: BackupContext,
+  identity: Identity,
+  { opening, signal }: { opening: Promise<Access> | null; signal: AbortSignal }
+): Promise<{
+  commit: Awaited<ReturnType<AccountReader['latestCommit']>>
+  accounts: AccountReader
+}> {
+  try {
+    const commit = await accounts.latestCommit(identity, { signal })
+    return { commit, accounts }
+  } catch (error) {
+    if (!(error instanceof AccountUnavailableError) || !owner) throw error
+    const access = await (opening ?? openAccess(owner, identity.did, signal))
+    if (!access.session) throw error
+    const owned = owner.accounts(access.session)
+    const commit = await owned.latestCommit(identity, { signal })
+    return { commit, accounts: owned }
+  }
+}
+
+async function readPrivate(
+  context: BackupContext,
+  {
+    previous,
+    ...options
+  }: Pick<
+    PrivateOptions,
+    'parts' | 'identity' | 'access' | 'blocks' | 'state' | 'signal'
+  > & { previous: PreviousBackup | undefined }
+): Promise<PrivateBackup> {
+  const { reader, createSha256, createSpool, onWarning } = context
+  const parts = new PrivateBackup({
+    ...options,
+    context: context.private,
+    createSha256,
+    createSpool,
+    onWarning,
+    previous:
+      previous &&
+      new BackupReader(
+        reader,
+        previous.link,
+        previous.backup,
+        previous.index,
+        createSha256
+      ),
+  })
+  try {
+    await parts.read()
+    return parts
+  } catch (error) {
+    await parts[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+/** Outcomes of private parts, without where they are. */
+function inShort(parts: PrivateParts): Outcome['private'] {
+  return Object.fromEntries(
+    Object.entries(parts).map(([part, { outcome, detail }]) => [
+      part,
+      { outcome, ...(detail === undefined ? {} : { detail }) },
+    ])
+  )
 }
 
 async function loadPrevious(

@@ -24,7 +24,13 @@ import type { InsufficientDelegation, ScheduleService } from './schedule.ts'
  * the pipeline tells, whoever runs it.
  */
 export type { Outcome as RunOutcome, Progress as RunProgress }
-export { PARTS, type Part } from './common.ts'
+export {
+  DEFAULT_PARTS,
+  PARTS,
+  PRIVATE_PARTS,
+  type Part,
+  type PrivatePart,
+} from './common.ts'
 export * from './schedule.ts'
 
 /** All of `backup/*`. */
@@ -44,7 +50,7 @@ export const run = capability({
   nb: Schema.struct({
     /** The account: a `did:plc` or `did:web`. */
     account: AccountDID,
-    /** What to back up beside the repository; all there is, if left out. */
+    /** What to back up beside the repository; see {@link DEFAULT_PARTS}. */
     include: Schema.enum([...PARTS])
       .array()
       .optional(),

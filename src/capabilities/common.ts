@@ -12,9 +12,27 @@ export const AccountDID = Schema.did().refine({
       : fail(`an account is a did:plc or a did:web, not ${did}`),
 })
 
+/** Parts that only the owner may read: by a grant, and sealed in the Space. */
+export const PRIVATE_PARTS = [
+  'preferences',
+  'mutes',
+  'muted-lists',
+  'blocked-lists',
+  'bookmarks',
+  'notification-preferences',
+  'drafts',
+  'conversations',
+] as const
+export type PrivatePart = (typeof PRIVATE_PARTS)[number]
+
 /** Parts of a backup beside the repository, which every backup has. */
-export const PARTS = ['blobs'] as const
+export const PARTS = ['blobs', ...PRIVATE_PARTS] as const
 export type Part = (typeof PARTS)[number]
+
+/** What is backed up where nothing is said: conversations only by name. */
+export const DEFAULT_PARTS: readonly Part[] = PARTS.filter(
+  (part) => part !== 'conversations'
+)
 
 /** The service could not do it just now; the same call may succeed later. */
 export interface ServiceUnavailable extends Failure {

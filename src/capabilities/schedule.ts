@@ -35,7 +35,7 @@ export const schedule = capability({
     cron: Schema.string().optional(),
     /** Where the clock of `cron` stands, as in `Europe/Berlin`; or else UTC. */
     timezone: Schema.string().optional(),
-    /** What to back up beside the repository; all there is, if left out. */
+    /** What to back up beside the repository; all but conversations, if left out. */
     include: Schema.enum([...PARTS])
       .array()
       .optional(),

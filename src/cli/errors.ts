@@ -40,6 +40,11 @@ export class MissingEventError extends Error {
   override readonly name = 'MissingEventError'
 }
 
+/** A private part is sealed, and this agent is not among those it is for. */
+export class NotSealedForUsError extends Error {
+  override readonly name = 'NotSealedForUsError'
+}
+
 /** The folder for an export has something in it. */
 export class FolderNotEmptyError extends Error {
   override readonly name = 'FolderNotEmptyError'

@@ -11,11 +11,12 @@ import {
 import { dirname, join, resolve } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { CID } from 'multiformats/cid'
-import type { BackupReader } from '../backup/index.ts'
+import type { BackupReader, PrivatePart } from '../backup/index.ts'
 import { collectBlobs, type ReferredBlobs } from '../backup/repo.ts'
 import { encodeCarHeader, encodeCarSection } from '../backup/car.ts'
-import type { MissingBlob } from '../space/index.ts'
-import { FolderNotEmptyError } from './errors.ts'
+import { PRIVATE_PARTS, type MissingBlob } from '../space/index.ts'
+import { FolderNotEmptyError, NotSealedForUsError } from './errors.ts'
+import type { PartOpener } from './private-parts.ts'
 import { handleIn } from './target.ts'
 
 /** Blobs that are read at the same time. */
@@ -26,6 +27,8 @@ const DOCUMENT_FILE = 'did-document.json'
 const LOG_FILE = 'plc-log.json'
 const MANIFEST_FILE = 'manifest.json'
 const BLOBS_FOLDER = 'blobs'
+/** For its owner only, as are the files in it. */
+const PRIVATE_FOLDER = 'private'
 
 /** What lies in an exported folder: its `manifest.json`. Sizes in bytes. */
 export interface Manifest {
@@ -46,8 +49,22 @@ export interface Manifest {
   blobs: ExportedBlob[]
   /** Blobs that were not to be had when the backup was made. */
   missing: ({ cid: string } & MissingBlob)[]
-  /** Blobs that the backup has and that could not be read now. */
+  /** Private parts, also those that are not in the backup. */
+  private: ExportedPart[]
+  /** Blobs and parts that the backup has and that could not be read now. */
   unreadable: { cid: string; message: string }[]
+}
+
+export interface ExportedPart {
+  part: PrivatePart
+  /** What came of it when the backup was made. */
+  outcome: string
+  detail?: string
+  /** Path in the folder, if it was written. */
+  file?: string
+  bytes?: number
+  /** Why it was not written although the backup has it. */
+  message?: string
 }
 
 export interface ExportedBlob {
@@ -72,6 +89,8 @@ export interface ExportOptions {
   timestamp?: string
   /** Write into a folder that has other files, and over those of the same name. */
   force?: boolean
+  /** Opens private parts; without it, none are written. */
+  parts?: PartOpener
   onProgress?: (progress: Readonly<ExportProgress>) => void
   signal?: AbortSignal
 }
@@ -90,7 +109,7 @@ export interface ExportOptions {
 export async function exportBackup(
   backup: BackupReader,
   folder: string,
-  { timestamp, force = false, onProgress, signal }: ExportOptions = {}
+  { timestamp, force = false, parts, onProgress, signal }: ExportOptions = {}
 ): Promise<Manifest> {
   const target = resolve(folder)
   const existing = await filesIn(target)
@@ -104,6 +123,7 @@ export async function exportBackup(
   try {
     const manifest = await writeAll(backup, partial, {
       timestamp,
+      parts,
       onProgress,
       signal,
     })
@@ -120,9 +140,10 @@ async function writeAll(
   folder: string,
   {
     timestamp,
+    parts,
     onProgress,
     signal,
-  }: Pick<ExportOptions, 'timestamp' | 'onProgress' | 'signal'>
+  }: Pick<ExportOptions, 'timestamp' | 'parts' | 'onProgress' | 'signal'>
 ): Promise<Manifest> {
   const progress = { records: 0, repoBytes: 0, blobs: 0, blobBytes: 0 }
   const step = (changes: Partial<ExportProgress>) => {
@@ -178,6 +199,39 @@ async function writeAll(
   }
   await inParallel(backup.blobs(), ([cid, root]) => writeBlob(cid, root))
 
+  const written: ExportedPart[] = []
+  for (const part of PRIVATE_PARTS) {
+    const record = backup.value.private?.[part]
+    if (!record) continue
+    const { outcome, detail } = record
+    const exported: ExportedPart = {
+      part,
+      outcome,
+      ...(detail === undefined ? {} : { detail }),
+    }
+    written.push(exported)
+    if (outcome !== 'ok' || !parts) continue
+    const file = privateFile(part)
+    await mkdir(join(folder, PRIVATE_FOLDER), { recursive: true, mode: 0o700 })
+    try {
+      const { bytes } = await writeTo(
+        join(folder, file),
+        await parts.open(part),
+        () => step({}),
+        0o600
+      )
+      Object.assign(exported, { file, bytes })
+    } catch (error) {
+      signal?.throwIfAborted()
+      if (isOfFileSystem(error)) throw error
+      await rm(join(folder, file), { force: true })
+      exported.message = error instanceof Error ? error.message : String(error)
+      if (!(error instanceof NotSealedForUsError)) {
+        unreadable.push({ cid: part, message: exported.message })
+      }
+    }
+  }
+
   const missing: Manifest['missing'] = []
   for await (const [cid, why] of backup.missing()) missing.push({ cid, ...why })
 
@@ -200,6 +254,7 @@ async function writeAll(
     records: progress.records,
     blobs: blobs.sort(byCid),
     missing: missing.sort(byCid),
+    private: written,
     unreadable: unreadable.sort(byCid),
   }
   await writeFile(
@@ -228,7 +283,8 @@ async function* carOf(
 async function writeTo(
   path: string,
   chunks: AsyncIterable<Uint8Array>,
-  onBytes: (bytes: number) => void
+  onBytes: (bytes: number) => void,
+  mode = 0o666
 ): Promise<{ bytes: number; sha256: string }> {
   const hash = createHash('sha256')
   let bytes = 0
@@ -242,7 +298,7 @@ async function writeTo(
         yield chunk
       }
     },
-    createWriteStream(path, { flags: 'wx' })
+    createWriteStream(path, { flags: 'wx', mode })
   )
   return { bytes, sha256: hash.digest('hex') }
 }
@@ -287,16 +343,19 @@ async function moveFiles(
     await rename(from, to)
     return
   }
-  await mkdir(join(to, BLOBS_FOLDER), { recursive: true })
-  const files = [
-    ...(await readdir(join(from, BLOBS_FOLDER))).map((name) =>
-      join(BLOBS_FOLDER, name)
-    ),
-    REPO_FILE,
-    DOCUMENT_FILE,
-    LOG_FILE,
-    MANIFEST_FILE,
-  ]
+  const files: string[] = []
+  // There must not be private parts of another backup.
+  for (const part of PRIVATE_PARTS) {
+    await rm(join(to, privateFile(part)), { force: true })
+  }
+  for (const folder of [BLOBS_FOLDER, PRIVATE_FOLDER]) {
+    const names = await filesIn(join(from, folder))
+    if (names.length === 0) continue
+    const mode = folder === PRIVATE_FOLDER ? 0o700 : 0o777
+    await mkdir(join(to, folder), { recursive: true, mode })
+    files.push(...names.map((name) => join(folder, name)))
+  }
+  files.push(REPO_FILE, DOCUMENT_FILE, LOG_FILE, MANIFEST_FILE)
   for (const file of files) {
     try {
       await rename(join(from, file), join(to, file))
@@ -320,6 +379,11 @@ async function filesIn(folder: string): Promise<string[]> {
       { cause: error }
     )
   }
+}
+
+function privateFile(part: PrivatePart): string {
+  const extension = part === 'conversations' ? 'jsonl' : 'json'
+  return `${PRIVATE_FOLDER}/${part}.${extension}`
 }
 
 function byCid(a: { cid: string }, b: { cid: string }): number {

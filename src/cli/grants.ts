@@ -7,12 +7,8 @@ import {
   createOAuth,
   loopbackMetadata,
 } from '../atproto/oauth/index.ts'
-import {
-  DEFAULT_LIMITS,
-  recordChange,
-  type AuthorizationJournal,
-} from '../backup/index.ts'
-import { createNativeSha256, systemTime } from '../node/index.ts'
+import { recordChange, type AuthorizationJournal } from '../backup/index.ts'
+import { systemTime } from '../node/index.ts'
 import {
   createGrantKeeper,
   GrantRequestError,
@@ -27,7 +23,7 @@ import {
 } from '../space/index.ts'
 import type { Session } from './session.ts'
 import { viewSpace } from './target.ts'
-import { openWriter } from './writer.ts'
+import { openRecord } from './writer.ts'
 
 /** Hosts send users back to this machine, and nowhere else. */
 const LOOPBACK = '127.0.0.1'
@@ -92,15 +88,7 @@ export async function openGrants(
       const pending = await journal.pending(account)
       if (!pending) return
       await recordChange(
-        {
-          writer: openWriter(session, signal),
-          reader: session.reader,
-          clock: await session.clock(),
-          createSha256: createNativeSha256,
-          time: systemTime,
-          limits: DEFAULT_LIMITS,
-          onWarning: (message) => session.warn(message),
-        },
+        await openRecord(session, signal),
         (fetcher, state) =>
           setAuthorization(fetcher, state, { account, ...pending }),
         { signal }

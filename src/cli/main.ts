@@ -14,6 +14,7 @@ import { createDelegationCommand } from './commands/delegation.ts'
 import { createDelegateCommand } from './commands/delegate.ts'
 import { createLoginCommand, createWhoamiCommand } from './commands/login.ts'
 import { createNetworkCommand } from './commands/network.ts'
+import { createRecoveryCommand } from './commands/recovery.ts'
 import { createRunsCommand } from './commands/runs.ts'
 import { createScheduleCommands } from './commands/schedule.ts'
 import { createServeCommand } from './commands/serve.ts'
@@ -113,6 +114,7 @@ Example:
     createAuthorizeCommand,
     createAuthorizationsCommand,
     createBackupCommand,
+    createRecoveryCommand,
     createScheduleCommands,
     createRunsCommand,
     createClockCommand,

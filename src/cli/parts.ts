@@ -2,12 +2,12 @@ import { Backup } from '../capabilities/index.ts'
 import { UsageError } from './errors.ts'
 
 /** What help says of `--include`. */
-export const INCLUDE_HELP = `what to back up beside the repository, separated by commas: ${Backup.PARTS.join(', ')}; or none (default: all there is)`
+export const INCLUDE_HELP = `what to back up beside the repository, separated by commas: ${Backup.PARTS.join(', ')}; or none (default: all but conversations)`
 
 /**
  * Reads `--include`.
  *
- * @returns nothing for all there is
+ * @returns nothing for what is backed up where nothing is said
  * @throws {@link UsageError}
  */
 export function readParts(text: string | undefined): Backup.Part[] | undefined {

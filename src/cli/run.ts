@@ -21,6 +21,7 @@ import { proofsFor } from './authority.ts'
 import { ServiceError } from './errors.ts'
 import { openGrants } from './grants.ts'
 import type { Io } from './io.ts'
+import { createPrivateContext } from '../service/private.ts'
 import { createJournal } from '../service/journal.ts'
 import { LIMIT_SETTINGS, settingFlags, type Flags } from './options.ts'
 import { askService } from './service.ts'
@@ -44,6 +45,7 @@ export interface RunOptions {
   flags: Flags
   /** DID or handle. */
   account: string
+  include?: Protocol.Part[] | undefined
 }
 
 /** Backs an account up in this process, by the agent's own power. */
@@ -53,12 +55,14 @@ export async function runHere(
     io,
     flags,
     account,
+    include,
     onProgress,
   }: RunOptions & { onProgress: (progress: Readonly<Progress>) => void }
 ): Promise<Outcome> {
   const limits = readSettings(LIMIT_SETTINGS, settingFlags(flags), io.env)
   const space = session.space()
   const { journal } = await session.stores()
+  const grants = await openGrants(session)
   return runBackup(
     {
       identities: session.identities,
@@ -71,10 +75,21 @@ export async function runHere(
       createSha256: createNativeSha256,
       time: systemTime,
       limits: { ...DEFAULT_LIMITS, ...limits },
-      authorizations: (await openGrants(session)).journal,
+      authorizations: grants.journal,
+      private: createPrivateContext({
+        agent: session.client.agent.issuer,
+        keeper: grants.keeper,
+        space,
+        plain: flags['plain'] === true,
+      }),
       onWarning: (message) => session.warn(message),
     },
-    { account, signal: io.signal, onProgress }
+    {
+      account,
+      ...(include ? { parts: include } : {}),
+      signal: io.signal,
+      onProgress,
+    }
   )
 }
 
@@ -86,7 +101,7 @@ export async function runHere(
  */
 export async function startRun(
   session: Session,
-  { io, account }: RunOptions
+  { io, account, include }: RunOptions
 ): Promise<Link> {
   const { client } = session
   const space = session.space()
@@ -111,7 +126,7 @@ export async function startRun(
         with: space,
         proofs: proofsFor(client, space, ['backup/run']),
       },
-      { account: did, delegation },
+      { account: did, ...(include ? { include } : {}), delegation },
       // Asked again in the same second, it is another run that is meant.
       { connection, nonce: crypto.randomUUID() }
     )

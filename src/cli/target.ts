@@ -182,12 +182,13 @@ export async function findBackup(
 export async function openTarget(
   session: Session,
   words: (string | undefined)[]
-): Promise<{ timestamp: string; backup: BackupReader }> {
+): Promise<{ timestamp: string; backup: BackupReader; view: SpaceView }> {
   const { account, time } = parseTarget(words)
   const view = await viewSpace(session)
   const did = await findAccount(session, view, account)
   const found = await findBackup(view, did, time)
   return {
+    view,
     timestamp: found.timestamp,
     backup: await openBackup(session.reader, found.backup, {
       createSha256: createNativeSha256,

@@ -14,7 +14,7 @@ export * from './schedule.ts'
 export interface RunInput {
   /** DID of the account. */
   account: `did:${string}:${string}`
-  /** What to back up beside the repository; all there is, if left out. */
+  /** What to back up beside the repository; all but conversations, if left out. */
   include?: Backup.Part[]
   /** What the service may do in the Space; its audience is the service. */
   delegation?: Delegation

@@ -24,7 +24,7 @@ export type RhythmInput =
 export type ScheduleInput = RhythmInput & {
   /** DID of the account. */
   account: AccountDID
-  /** What to back up beside the repository; all there is, if left out. */
+  /** What to back up beside the repository; all but conversations, if left out. */
   include?: Backup.Part[] | undefined
   /**
    * What the service may do: `backup/run` and what a run needs in the Space.

@@ -50,7 +50,7 @@ export function createBackupService(context: ServiceContext) {
           space,
           account,
           agent: invocation.issuer.did(),
-          include: include ?? [...Backup.PARTS],
+          include: include ?? [...Backup.DEFAULT_PARTS],
           authority: encodeDelegations([task, ...authority.ok]),
           created: time.now(),
         })

@@ -1,3 +1,4 @@
+import type { HostGate } from '../atproto/index.ts'
 import type { Signer } from '@ucanto/interface'
 import type { Logger } from 'pino'
 import type { AccountReader, IdentityResolver, Time } from '../backup/index.ts'
@@ -54,6 +55,8 @@ export interface Authority {
 export interface PipelineContext {
   identities: IdentityResolver
   accounts: AccountReader
+  /** Says when hosts of accounts may be asked. */
+  gate?: HostGate | undefined
   uploadService: UploadServiceConfig
   gateways: URL[]
   /** For requests to Storacha, whose addresses are configuration. */

@@ -727,9 +727,12 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
 
     async list(space) {
       const kept = await grants.list(space)
-      return kept.flatMap(({ state, ...grant }) => {
-        if (state === 'revoked') return []
+      return kept.flatMap(({ state: last, ...grant }) => {
+        if (last === 'revoked') return []
         const { account, parts, scope, created, refreshed, expiration } = grant
+        // Nobody may have looked since then.
+        const isPast = time.now() >= expiration * 1000
+        const state = isPast ? 'ended' : last
         return [
           {
             account,

@@ -30,6 +30,7 @@ import { decodeDelegations } from './authority.ts'
 import type { PipelineContext } from './context.ts'
 import type { GrantKeeper } from './grants.ts'
 import { createJournal } from './journal.ts'
+import { createPrivateContext } from './private.ts'
 import { openReader, openSpace } from './space.ts'
 import { reportOf, type RunReport } from './run-report.ts'
 
@@ -70,7 +71,7 @@ export interface RunnerContext extends PipelineContext {
   id: Signer
   agent: Signer
   stores: Stores
-  grants?: Pick<GrantKeeper, 'pending' | 'published'> | undefined
+  grants?: Pick<GrantKeeper, 'open' | 'pending' | 'published'> | undefined
   time: Time
   logger: Logger
   /** Connection to our own handlers: there is no way around validation. */
@@ -313,7 +314,17 @@ export function startRunner(context: RunnerContext): Runner {
           ...openSpace(context, { space, proofs, signal }),
           reader,
           journal: (account) => createJournal(stores.journal, space, account),
-          ...(grants ? { authorizations: journalOf(grants, space) } : {}),
+          ...(grants
+            ? {
+                authorizations: journalOf(grants, space),
+                private: createPrivateContext({
+                  agent: context.agent,
+                  keeper: grants,
+                  space,
+                  gate: context.gate,
+                }),
+              }
+            : {}),
           onWarning: (message, error) => log.warn({ err: error }, message),
         },
         {

@@ -511,6 +511,7 @@ function createPipeline(
       onWarning: (warning) => logger.warn({ err: warning }, 'identity'),
     }),
     accounts: createAccountReader({ fetch: safeFetch, gate }),
+    gate,
     uploadService: {
       url: config.uploadServiceUrl,
       did: config.uploadServiceDid,

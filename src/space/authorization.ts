@@ -14,24 +14,19 @@ import {
   integer,
   link,
   optional,
-  pattern,
+  recipient,
   struct,
 } from './schema.ts'
 
 /** Agents that are authorized for one account, at most. */
 export const MAX_AUTHORIZATIONS = 1000
 
-/** @see https://age-encryption.org/v1 */
-const AGE_RECIPIENT_SYNTAX = /^age1[02-9ac-hj-np-z]{58}$/
-
 const authorization = createCodec<Authorization>('Authorization', {
   check: struct({
     sealed: bytes,
     expiration: integer,
     seq: integer,
-    recipient: optional(
-      pattern(AGE_RECIPIENT_SYNTAX, 'an age X25519 recipient')
-    ),
+    recipient: optional(recipient),
   }),
 })
 

@@ -107,6 +107,8 @@ export {
 export {
   type ListedBackup,
   accounts,
+  findRecovery,
+  findShare,
   latestBackup,
   listAuthorizations,
   listBackups,
@@ -121,9 +123,11 @@ export {
 export {
   type AgentAuthorization,
   addBackup,
+  addShares,
   prune,
   removeBackup,
   setAuthorization,
+  setRecovery,
 } from './mutate.ts'
 export {
   type EntriesOptions,
@@ -134,12 +138,18 @@ export {
   putAll,
 } from './pail.ts'
 export {
+  type FileKey,
+  MAX_HEADER_SIZE,
   createRecoveryIdentity,
+  findFileKey,
+  openFileKey,
   openPart,
   parseRecipient,
   recipientOf,
+  sealFileKey,
   sealPart,
 } from './private-part.ts'
+export { PRIVATE_PARTS, isPlain, isSealed } from './private-parts.ts'
 export {
   MAX_SEALED_SIZE,
   type SealingAgent,
@@ -148,5 +158,6 @@ export {
   openAuthorization,
   sealAuthorization,
 } from './sealing.ts'
+export { decodeShare, encodeShare, readShare } from './share.ts'
 export { MAX_ACCOUNTS, decodeState, encodeState, readState } from './state.ts'
 export { TOMBSTONE, isTombstone } from './tombstone.ts'

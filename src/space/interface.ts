@@ -58,7 +58,30 @@ export interface Account {
   backups: Link<Pail<Backup>>
   /** Backups with an older timestamp are gone for good. Only ever grows. */
   prunedBefore?: string
+  /** For whom private parts are sealed beside the agents. */
+  recovery?: Recovery
+  /** `<timestamp of the backup>/<DID of an agent>` → what opens it. */
+  shares?: Link<Pail<Share>>
 }
+
+/** What the user set about recovery; the one with the greatest `seq` counts. */
+export interface Recovery {
+  /** age X25519 recipient, whose identity the user keeps; none was unset. */
+  recipient?: string
+  /** Grows by one with each change. */
+  seq: number
+}
+
+/**
+ * What one agent needs to open the private parts of one backup, which were
+ * sealed before the agent was there.
+ */
+export interface Share {
+  version: 1
+  /** The key of each part's age file, as an age file for the agent. */
+  keys: PartKeys
+}
+export type PartKeys = Partial<Record<PrivatePart, Uint8Array>>
 
 /** Agent DID (`did:key`) → what that agent may do in the account. */
 export type Authorizations = Record<DID, Link<Authorization>>
@@ -76,7 +99,8 @@ export interface Authorization {
 
 /** One backup of one account: the state of the account at one commit. */
 export interface Backup {
-  version: 1
+  /** 2 with private parts, 1 without: programs that know only 1 say so. */
+  version: 1 | 2
   /** The account the backup is of. */
   account: DID
   /** Revision of the commit, a TID. */
@@ -89,8 +113,12 @@ export interface Backup {
   identity: BackupIdentity
   /** Whose signature the commit carries. */
   signature: CommitSignature
-  /** What was backed up beside the repository. */
-  parts: Part[]
+  /** What was backed up beside the repository and the private parts. */
+  parts: 'blobs'[]
+  /** What came of each private part that was asked for. */
+  private?: PrivateParts
+  /** Preferences that are not sealed, as the RFC has them. */
+  preferences?: Link<JSONText>
   /** Where each block of repository and blobs lies in the Space. */
   index: Link<BlockIndex>
 }
@@ -99,7 +127,58 @@ export interface Backup {
  * A part of a backup beside the repository, which every backup has.
  * `blobs`: images, videos and other files that records refer to.
  */
-export type Part = 'blobs'
+export type Part = 'blobs' | PrivatePart
+
+/** A part that only the owner of the account may read. */
+export type PrivatePart =
+  | 'preferences'
+  | 'mutes'
+  | 'muted-lists'
+  | 'blocked-lists'
+  | 'bookmarks'
+  | 'notification-preferences'
+  | 'drafts'
+  | 'conversations'
+
+export type PrivateParts = Partial<Record<PrivatePart, PrivatePartRecord>>
+
+/** What came of a private part. */
+export type PrivatePartRecord = SealedPart | PlainPart | AbsentPart
+
+/** A private part that is in the Space as an age file. */
+export interface SealedPart {
+  outcome: 'ok'
+  /** What the user should know of it, at most 256 characters. */
+  detail?: string
+  /** The age file: its one raw block, or the root of its UnixFS DAG. */
+  sealed: UnknownLink
+  /** Size of the age file in bytes. */
+  size: number
+  /** Whom it is sealed for: age recipients, sorted. */
+  recipients: string[]
+}
+
+/** A private part that everybody can read, as the user wished. */
+export interface PlainPart {
+  outcome: 'ok'
+  /** What the user should know of it, at most 256 characters. */
+  detail?: string
+  /** The JSON text, its one raw block, or the root of its UnixFS DAG. */
+  plain: UnknownLink
+  /** Size in bytes. */
+  size: number
+}
+
+/**
+ * A private part that is not in the backup. `not-granted`: the user has not
+ * allowed it. `not-offered`: the host does not have such a thing. `failed`: it
+ * could not be read this time.
+ */
+export interface AbsentPart {
+  outcome: 'not-granted' | 'not-offered' | 'failed'
+  /** Why, at most 256 characters. */
+  detail?: string
+}
 
 /**
  * `current`: by the key in the account's DID document. `previous`: by a key

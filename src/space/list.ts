@@ -7,11 +7,14 @@ import type {
   BlockFetcher,
   DID,
   Link,
+  PartKeys,
+  Share,
   State,
   UnknownLink,
 } from './interface.ts'
-import { entries } from './pail.ts'
+import { entries, getEntry } from './pail.ts'
 import { isSha256Link, isTimestamp } from './schema.ts'
+import { readShare, shareKey } from './share.ts'
 import { readState } from './state.ts'
 import { isTombstone } from './tombstone.ts'
 
@@ -100,6 +103,38 @@ export async function listAuthorizations(
       authorization: await readAuthorization(fetcher, link),
     }))
   )
+}
+
+/**
+ * For whom private parts of an account are sealed beside its agents.
+ *
+ * @returns age recipient, if one is set
+ * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
+ */
+export async function findRecovery(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  account: DID
+): Promise<string | undefined> {
+  const link = state && (await readState(fetcher, state))[account]
+  return link && (await readAccount(fetcher, link)).recovery?.recipient
+}
+
+/**
+ * What an agent was given to open the private parts of a backup with.
+ *
+ * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
+ */
+export async function findShare(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  { account, timestamp, agent }: { account: DID; timestamp: string; agent: DID }
+): Promise<PartKeys> {
+  const link = state && (await readState(fetcher, state))[account]
+  const { shares } = link ? await readAccount(fetcher, link) : {}
+  const key = shareKey(timestamp, agent)
+  const share = shares && (await getEntry(fetcher, shares, key))
+  return share ? (await readShare(fetcher, share as Link<Share>)).keys : {}
 }
 
 /**

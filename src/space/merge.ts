@@ -2,13 +2,14 @@ import type {
   Account,
   Authorization,
   Authorizations,
-  Backup,
   Block,
   BlockFetcher,
   DID,
   Link,
   Pail,
+  Recovery,
   Revision,
+  Share,
   State,
   UnknownLink,
 } from './interface.ts'
@@ -43,7 +44,8 @@ type Read = <T, L>(
  * and backups of all; of one agent's authorizations the greatest (`seq`, then
  * `expiration`, then bytes); of two backups of the same time the greater CID,
  * unless one of them is removed; the latest `prunedBefore`, and no backup that
- * is older.
+ * is older; of two settings of the recovery the greater (`seq`, then text); the
+ * shares of all, likewise.
  *
  * The join is commutative, associative and idempotent, and its root depends on
  * nothing but the contents: two agents that merge write the same state.
@@ -75,6 +77,20 @@ export function greaterBackup(a: UnknownLink, b: UnknownLink): UnknownLink {
   if (isTombstone(a)) return a
   if (isTombstone(b)) return b
   return compareBytes(a.bytes, b.bytes) >= 0 ? a : b
+}
+
+/**
+ * Of two settings of the recovery, the one that counts: the greater `seq`, then
+ * the greater text; one that was unset is less than any text.
+ */
+export function greaterRecovery(
+  a: Recovery | undefined,
+  b: Recovery
+): Recovery {
+  if (a === undefined || a.seq !== b.seq) {
+    return a !== undefined && a.seq > b.seq ? a : b
+  }
+  return (a.recipient ?? '') > (b.recipient ?? '') ? a : b
 }
 
 function readerOf(fetcher: BlockFetcher, state: Link<State>): Read {
@@ -133,6 +149,16 @@ async function joinAccounts(
       additions
     ),
     prunedBefore,
+    recovery: accounts
+      .flatMap(({ account }) => account.recovery ?? [])
+      .reduce<Recovery | undefined>(greaterRecovery, undefined),
+    shares: await joinShares(
+      accounts.flatMap(({ account: { shares }, read }) =>
+        shares ? [{ link: shares, read }] : []
+      ),
+      prunedBefore,
+      additions
+    ),
   }
   return add(await encodeAccount(account), distinct, additions)
 }
@@ -161,21 +187,32 @@ async function greatest(
   return ranked.reduce(greaterAuthorization).link
 }
 
-async function joinBackups(
-  sources: Source<Pail<Backup>>[],
+/** Joins Pails whose keys begin with the timestamp of a backup. */
+async function joinBackups<T>(
+  sources: Source<Pail<T>>[],
   prunedBefore: string | undefined,
   additions: Block[]
-): Promise<Link<Pail<Backup>>> {
+): Promise<Link<Pail<T>>> {
   const pails = sources.map(({ link, read }) => ({
     root: link,
     read: (position: ShardPosition) => read(readShard, position),
   }))
-  const revision = await joinPails<Backup>(pails, {
+  const revision = await joinPails<T>(pails, {
     resolve: greaterBackup,
     before: prunedBefore,
   })
   additions.push(...revision.additions)
   return revision.root
+}
+
+async function joinShares(
+  sources: Source<Pail<Share>>[],
+  prunedBefore: string | undefined,
+  additions: Block[]
+): Promise<Link<Pail<Share>> | undefined> {
+  return sources.length === 0
+    ? undefined
+    : joinBackups(sources, prunedBefore, additions)
 }
 
 /** Reads maps of links and gathers what each key links to. */

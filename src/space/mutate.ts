@@ -22,13 +22,19 @@ import type {
   BlockFetcher,
   DID,
   Link,
+  Pail,
+  PartKeys,
   Revision,
+  Share,
   State,
+  UnknownLink,
 } from './interface.ts'
 import { greaterBackup } from './merge.ts'
 import { joinPails } from './pail-join.ts'
 import { readShard } from './pail-shard.ts'
 import { emptyPail, getEntry, putAll } from './pail.ts'
+import { parseRecipient } from './private-part.ts'
+import { encodeShare, readShare, shareKey } from './share.ts'
 import { did, timestamp as checkTimestamp } from './schema.ts'
 import { encodeState, readState } from './state.ts'
 import { TOMBSTONE, isTombstone } from './tombstone.ts'
@@ -87,9 +93,9 @@ export async function addBackup(
       : await keepAuthorizations(account)
     return {
       account: {
+        ...account,
         authorizations: authorizations.root,
         backups: backups.root,
-        prunedBefore,
       },
       additions: [...authorizations.additions, ...backups.additions],
     }
@@ -145,13 +151,102 @@ export async function prune(
     const account = mustExist(existing, pruning.account)
     const { backups: root, prunedBefore = '' } = account
     if (before <= prunedBefore) return { account, additions: [] }
-    const backups = await joinPails<Backup>(
-      [{ root, read: (position) => readShard(fetcher, position) }],
-      { resolve: greaterBackup, before }
-    )
+    const drop = <T>(root: Link<Pail<T>>) =>
+      joinPails<T>(
+        [{ root, read: (position) => readShard(fetcher, position) }],
+        { resolve: greaterBackup, before }
+      )
+    const backups = await drop(root)
+    const shares = account.shares && (await drop(account.shares))
     return {
-      account: { ...account, backups: backups.root, prunedBefore: before },
-      additions: backups.additions,
+      account: {
+        ...account,
+        backups: backups.root,
+        prunedBefore: before,
+        shares: shares?.root,
+      },
+      additions: [...backups.additions, ...(shares?.additions ?? [])],
+    }
+  })
+}
+
+/**
+ * Sets for whom private parts are sealed beside the agents, from the next
+ * backup on.
+ *
+ * @param setting.recipient - see `parseRecipient`; nobody, if left out
+ * @throws {@link AccountNotFoundError} {@link InvalidRecipientError}
+ *   {@link MissingBlockError} {@link DecodeError}
+ */
+export async function setRecovery(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  setting: { account: DID; recipient?: string }
+): Promise<Revision<State>> {
+  const recipient =
+    setting.recipient === undefined
+      ? undefined
+      : parseRecipient(setting.recipient)
+  return updateAccount(fetcher, state, setting.account, async (existing) => {
+    const account = mustExist(existing, setting.account)
+    const { recovery } = account
+    if (recovery?.recipient === recipient) return { account, additions: [] }
+    return {
+      account: {
+        ...account,
+        recovery: { recipient, seq: (recovery?.seq ?? 0) + 1 },
+      },
+      additions: [],
+    }
+  })
+}
+
+/**
+ * Lets an agent open private parts that were sealed before it was there. Keys
+ * of one backup join those that were shared before, and replace them. Of a backup that
+ * was pruned meanwhile, nothing is kept.
+ *
+ * @param addition.agent - the agent that can open the keys, a `did:key`
+ * @param addition.shares - timestamp of a backup → keys of its parts
+ * @throws {@link AccountNotFoundError} {@link MissingBlockError}
+ *   {@link DecodeError} {@link TooLargeError}
+ */
+export async function addShares(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  addition: {
+    account: DID
+    agent: DID
+    shares: Iterable<[timestamp: string, keys: PartKeys]>
+  }
+): Promise<Revision<State>> {
+  const agent = did(addition.agent, 'agent')
+  return updateAccount(fetcher, state, addition.account, async (existing) => {
+    const account = mustExist(existing, addition.account)
+    const { prunedBefore = '' } = account
+    const blocks: Block[] = []
+    const values: [key: string, value: UnknownLink][] = []
+    for (const [time, keys] of addition.shares) {
+      const timestamp = checkTimestamp(time, 'timestamp')
+      if (timestamp < prunedBefore) continue
+      const key = shareKey(timestamp, agent)
+      const link = account.shares
+        ? await getEntry(fetcher, account.shares, key)
+        : undefined
+      const known = link && (await readShare(fetcher, link as Link<Share>))
+      const block = await encodeShare({
+        version: 1,
+        keys: { ...known?.keys, ...keys },
+      })
+      if (link?.toString() === block.cid.toString()) continue
+      blocks.push(block)
+      values.push([key, block.cid])
+    }
+    if (values.length === 0) return { account, additions: [] }
+    const shares = await putAll<Share>(fetcher, account.shares, values)
+    return {
+      account: { ...account, shares: shares.root },
+      additions: [...blocks, ...shares.additions],
     }
   })
 }

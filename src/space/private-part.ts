@@ -73,30 +73,93 @@ export async function sealPart(
   return encrypter.encrypt(part)
 }
 
+/** The key of one age file, which opens that file and no other. */
+export interface FileKey {
+  fileKey: Uint8Array
+}
+
+/** Of an age file, in bytes: more than its header with all its recipients. */
+export const MAX_HEADER_SIZE = 256 * 1024
+
+/**
+ * Finds the key of a private part, so that it can be shared.
+ *
+ * @param start - of the age file: {@link MAX_HEADER_SIZE}, or all of it
+ * @throws {@link UnsealError} when it was not sealed for the identity
+ */
+export async function findFileKey(
+  identity: CryptoKey | string,
+  start: Uint8Array
+): Promise<FileKey> {
+  try {
+    const decrypter = new Decrypter()
+    decrypter.addIdentity(identity)
+    return { fileKey: await decrypter.decryptHeader(start) }
+  } catch {
+    throw notForIdentity()
+  }
+}
+
+/**
+ * Seals the key of a private part for another recipient.
+ *
+ * @returns an age file
+ * @throws {@link InvalidRecipientError}
+ */
+export async function sealFileKey(
+  recipient: string,
+  { fileKey }: FileKey
+): Promise<Uint8Array> {
+  const encrypter = new Encrypter()
+  encrypter.addRecipient(parseRecipient(recipient))
+  return encrypter.encrypt(fileKey)
+}
+
+/** @throws {@link UnsealError} */
+export async function openFileKey(
+  identity: CryptoKey | string,
+  sealed: Uint8Array
+): Promise<FileKey> {
+  try {
+    const decrypter = new Decrypter()
+    decrypter.addIdentity(identity)
+    return { fileKey: await decrypter.decrypt(sealed) }
+  } catch {
+    throw notForIdentity()
+  }
+}
+
+function notForIdentity(): UnsealError {
+  return new UnsealError(
+    'the private part was not sealed for this identity, or was changed since'
+  )
+}
+
 /**
  * Opens a private part. What the stream gives is authentic as far as it goes;
  * the whole is when it has come to its end.
  *
- * @param identity - of {@link deriveIdentity}, or of a recovery
+ * @param identity - of {@link deriveIdentity}, or of a recovery; or the key of
+ *   the file
  * @throws {@link UnsealError} when it was not sealed for the identity, also
  *   while the stream is read
  */
 export async function openPart(
-  identity: CryptoKey | string,
+  identity: CryptoKey | string | FileKey,
   sealed: ReadableStream<Uint8Array>
 ): Promise<ReadableStream<Uint8Array>> {
-  const refuse = () =>
-    new UnsealError(
-      'the private part was not sealed for this identity, or was changed since'
-    )
   const decrypter = new Decrypter()
   let opened: ReadableStream<Uint8Array>
   try {
-    decrypter.addIdentity(identity)
+    decrypter.addIdentity(
+      typeof identity === 'object' && 'fileKey' in identity
+        ? { unwrapFileKey: () => identity.fileKey }
+        : identity
+    )
     opened = await decrypter.decrypt(sealed)
   } catch {
     // The cause may quote the identity.
-    throw refuse()
+    throw notForIdentity()
   }
   const reader = opened.getReader()
   return new ReadableStream<Uint8Array>(
@@ -107,7 +170,7 @@ export async function openPart(
           if (done) controller.close()
           else controller.enqueue(value)
         } catch {
-          controller.error(refuse())
+          controller.error(notForIdentity())
         }
       },
       cancel: (reason) => reader.cancel(reason),

@@ -1,5 +1,7 @@
-import type { Link } from 'multiformats'
+import * as dagPB from '@ipld/dag-pb'
+import type { Link, UnknownLink } from 'multiformats'
 import { CID } from 'multiformats/cid'
+import * as raw from 'multiformats/codecs/raw'
 import { sha256 } from 'multiformats/hashes/sha2'
 import { compareBytes } from './bytes.ts'
 import { DecodeError, TooLargeError, UnknownVersionError } from './errors.ts'
@@ -47,19 +49,60 @@ export function struct<T extends object>(fields: {
   }
 }
 
-/** A struct that says which version of the format it is in. */
-export function versioned<T extends { version: 1 }>(fields: {
-  [Key in Exclude<keyof T, 'version'>]-?: Check<T[Key]>
-}): Check<T> {
-  const check = struct<object>({ version: oneOf([1]), ...fields }) as Check<T>
+/**
+ * A struct that says which version of the format it is in.
+ *
+ * @param additions - for each later version, the fields that it has beside
+ *   those of the first
+ */
+export function versioned<
+  T extends { version: number },
+  Later extends keyof T = never,
+>(
+  fields: { [Key in Exclude<keyof T, 'version' | Later>]-?: Check<T[Key]> },
+  ...additions: { [Key in Later]?: Check<T[Key]> }[]
+): Check<T> {
+  const checks = [{}, ...additions].map(
+    (added, at) =>
+      struct<object>({
+        version: oneOf([at + 1]),
+        ...fields,
+        ...added,
+      }) as Check<T>
+  )
   return (value, path) => {
     const { version } = mapOf(value, path)
-    if (Number.isSafeInteger(version) && version !== 1) {
+    if (Number.isSafeInteger(version) && !checks[(version as number) - 1]) {
       throw new UnknownVersionError(
-        `${path} is in version ${version as number} of the format and only version 1 is known: update this program`
+        `${path} is in version ${version as number} of the format and only version ${checks.map((_, at) => at + 1).join(' and ')} is known: update this program`
       )
     }
-    return check(value, path)
+    const check = checks[Number(version) - 1] ?? checks[0]
+    return (check as Check<T>)(value, path)
+  }
+}
+
+/** A map with some of the keys. */
+export function partial<Key extends string, T>(
+  keys: readonly Key[],
+  check: Check<T>
+): Check<Partial<Record<Key, T>>> {
+  return struct(
+    Object.fromEntries(keys.map((key) => [key, optional(check)]))
+  ) as Check<Partial<Record<Key, T>>>
+}
+
+/** Whatever passes one of the checks; the last one's error is told. */
+export function anyOf<T>(...checks: Check<T>[]): Check<T> {
+  return (value, path) => {
+    for (const check of checks.slice(0, -1)) {
+      try {
+        return check(value, path)
+      } catch (error) {
+        if (!(error instanceof DecodeError)) throw error
+      }
+    }
+    return (checks.at(-1) as Check<T>)(value, path)
   }
 }
 
@@ -187,6 +230,16 @@ export function integer(value: unknown, path: string): number {
   return value
 }
 
+/**
+ * Whom private parts are sealed for. Its checksum is not looked at.
+ *
+ * @see https://age-encryption.org/v1
+ */
+export const recipient: Check<string> = pattern(
+  /^age1[02-9ac-hj-np-z]{58}$/,
+  'an age X25519 recipient'
+)
+
 /** Any bytes. */
 export function bytes(value: unknown, path: string): Uint8Array {
   if (!(value instanceof Uint8Array)) {
@@ -236,6 +289,11 @@ export function link<T>(code: number): Check<Link<T>> {
     }
     return cid as Link<T>
   }
+}
+
+/** A link to a file: its one raw block, or the root of its UnixFS DAG. */
+export function fileLink(value: unknown, path: string): UnknownLink {
+  return anyOf<UnknownLink>(link(raw.code), link(dagPB.code))(value, path)
 }
 
 /** Fails unless the items ascend, each greater than the one before. */

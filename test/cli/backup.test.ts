@@ -328,7 +328,10 @@ describe('backups on the command line', () => {
       assert.equal(missing[0].cid, seeded.blobs[1]?.cid)
       assert.equal(missing[0].reason, 'too-large')
       const { stdout } = await limited.run(['backup', 'show', 'latest'])
-      assert.match(stdout, /missing blobs +1\n\nMISSING BLOB/)
+      assert.match(
+        stdout,
+        /missing blobs +1\nprivate parts +none are granted.*\n\nMISSING BLOB/
+      )
       const listed = await limited.run(['backup', 'ls'])
       assert.match(listed.stdout, /repo, blobs +1\n/)
       const exported = await limited.json([

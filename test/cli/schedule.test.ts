@@ -395,7 +395,10 @@ describe('schedules on the command line', () => {
       [['--every', '1 hour'], /--every: give a number and a unit/],
       [['--every', '0h'], /--every: give a number/],
       [['--every', '1h', '--timezone', 'UTC'], /--timezone goes with --cron/],
-      [['--every', '1h', '--include', 'everything'], /give blobs, or none/],
+      [
+        ['--every', '1h', '--include', 'everything'],
+        /give blobs, preferences, .*, or none/,
+      ],
       [['--every', '1h', '--expires-in', 'soon'], /--expires-in: give/],
       [
         ['--every', '1h', '--expires-in', '1d', '--delegation', 'x'],

@@ -19,6 +19,8 @@ export type {
   Plc,
   PlcOptions,
 } from './pds.ts'
+export { startBluesky } from './bluesky.ts'
+export type { Answer, Bluesky } from './bluesky.ts'
 export { createBytes, seedAccount } from './seed.ts'
 export type { Seed, Seeded, SeededBlob } from './seed.ts'
 export { startStoracha } from './storacha.ts'

@@ -166,7 +166,7 @@ for (const kind of kinds) {
 
     if ('version' in kind.value) {
       it('refuses unknown versions by name, whatever else they have', async () => {
-        const block = await blockOf({ version: 2, other: 'things' })
+        const block = await blockOf({ version: 3, other: 'things' })
         assert.throws(
           () => kind.decode(block),
           (error) => {

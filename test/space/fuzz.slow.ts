@@ -6,6 +6,8 @@ import { sha256 } from 'multiformats/hashes/sha2'
 import {
   DecodeError,
   addBackup,
+  addShares,
+  setRecovery,
   createEvent,
   listBackups,
   mergeHeads,
@@ -22,7 +24,7 @@ import {
   FUZZ_TIMEOUT,
   tryEncode,
 } from '../fuzz.ts'
-import { alice, bob, hour, linkOf, MemoryBlocks } from './helpers.ts'
+import { alice, bob, hour, linkOf, MemoryBlocks, phone } from './helpers.ts'
 import { kinds } from './kinds.ts'
 
 const CASES = Math.ceil((FUZZ_CASES * 0.4) / kinds.length)
@@ -78,6 +80,19 @@ describe('fuzzed states', () => {
       state = added.root
     }
     assert.ok(state)
+    const recovered = await setRecovery(blocks, state, {
+      account: alice,
+      recipient:
+        'age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p',
+    })
+    blocks.put(...recovered.additions)
+    const shared = await addShares(blocks, recovered.root, {
+      account: alice,
+      agent: phone,
+      shares: [[hour(0), { mutes: new Uint8Array(9) }]],
+    })
+    blocks.put(...shared.additions)
+    state = shared.root
     const event = await createEvent(state, [])
     const added = await addBackup(blocks, state, {
       account: bob,

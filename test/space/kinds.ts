@@ -10,6 +10,7 @@ import {
   decodeBlockIndexSegment,
   decodeEvent,
   decodeMissingBlob,
+  decodeShare,
   decodeState,
   encodeAccount,
   encodeAuthorization,
@@ -19,6 +20,7 @@ import {
   encodeBlockIndexSegment,
   encodeEvent,
   encodeMissingBlob,
+  encodeShare,
   encodeState,
   readAccount,
   readAuthorization,
@@ -27,6 +29,7 @@ import {
   readBlockIndex,
   readEvent,
   readMissingBlob,
+  readShare,
   readState,
 } from '../../src/space/index.ts'
 import { alice, linkOf, phone, type MemoryBlocks } from './helpers.ts'
@@ -37,6 +40,9 @@ const raw = await linkOf('raw', 0x55)
 export const json = await linkOf('json', JSON_CODE)
 const recipient =
   'age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p'
+const otherRecipient =
+  'age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg'
+const sealed = { outcome: 'ok', sealed: raw, size: 1, recipients: [recipient] }
 export const shardDigest = Uint8Array.from([
   0x12,
   0x20,
@@ -90,6 +96,8 @@ export const kinds: Kind[] = [
       authorizations: link,
       backups: other,
       prunedBefore: '2025-03-12T15:13:59.958Z',
+      recovery: { recipient, seq: 1 },
+      shares: link,
     },
     encode: encodeAccount,
     decode: decodeAccount,
@@ -112,8 +120,19 @@ export const kinds: Kind[] = [
         '+002025-03-12T15:13:59.958Z',
         '2025-03-12t15:13:59.958z',
       ],
+      recovery: [
+        null,
+        recipient,
+        {},
+        { recipient },
+        { recipient: null, seq: 1 },
+        { recipient: 'age1', seq: 1 },
+        { recipient, seq: -1 },
+        { recipient, seq: 1, more: 1 },
+      ],
+      shares: notLinks,
     },
-    optional: ['prunedBefore'],
+    optional: ['prunedBefore', 'recovery', 'shares'],
   },
   {
     name: 'Authorizations',
@@ -184,6 +203,74 @@ export const kinds: Kind[] = [
       index: notLinks,
     },
     optional: ['missing'],
+  },
+  {
+    name: 'Backup with private parts',
+    value: {
+      version: 2,
+      account: alice,
+      rev: '3lkb7k4x3hc2a',
+      repo: link,
+      blobs: other,
+      identity: { document: json },
+      signature: 'current',
+      parts: ['blobs'],
+      private: {
+        preferences: { outcome: 'ok', plain: json, size: 10, detail: 'all' },
+        mutes: { outcome: 'ok', plain: raw, size: 0 },
+        bookmarks: {
+          outcome: 'ok',
+          sealed: raw,
+          size: 200,
+          recipients: [otherRecipient, recipient],
+        },
+        drafts: { outcome: 'failed', detail: 'it was late' },
+        conversations: { outcome: 'not-granted' },
+      },
+      preferences: json,
+      index: link,
+    },
+    encode: encodeBackup,
+    decode: decodeBackup,
+    read: readBackup,
+    invalid: {
+      version: [0.5, '1', null, 1],
+      private: [
+        null,
+        [],
+        { likes: { outcome: 'failed' } },
+        { mutes: 'ok' },
+        { mutes: {} },
+        { mutes: { outcome: 'ok' } },
+        { mutes: { outcome: 'maybe' } },
+        { mutes: { outcome: 'failed', detail: 'x'.repeat(257) } },
+        { mutes: { outcome: 'failed', sealed: raw } },
+        { mutes: { outcome: 'ok', sealed: raw, size: 1 } },
+        { mutes: { outcome: 'ok', sealed: raw, size: 1, recipients: [] } },
+        { mutes: { ...sealed, sealed: json } },
+        { mutes: { ...sealed, sealed: link } },
+        { mutes: { ...sealed, size: -1 } },
+        { mutes: { ...sealed, plain: raw } },
+        { mutes: { ...sealed, recipients: ['age1'] } },
+        { mutes: { ...sealed, recipients: [recipient, otherRecipient] } },
+        { mutes: { ...sealed, recipients: [recipient, recipient] } },
+        { mutes: { ...sealed, recipients: Array(1003).fill(recipient) } },
+        { mutes: { outcome: 'ok', plain: link, size: 1 } },
+      ],
+      preferences: [null, 1, 'text', [], {}, raw, link, TOMBSTONE],
+    },
+    optional: ['preferences'],
+  },
+  {
+    name: 'Share',
+    value: { version: 1, keys: { mutes: new Uint8Array(3) } },
+    encode: encodeShare,
+    decode: decodeShare,
+    read: readShare,
+    invalid: {
+      version: [null, '1'],
+      keys: [null, [], { likes: new Uint8Array(1) }, { mutes: 'text' }],
+    },
   },
   {
     name: 'MissingBlob',

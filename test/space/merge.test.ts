@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
 import * as dagCbor from '@ipld/dag-cbor'
 import * as Library from '@web3-storage/pail'
 import type {
@@ -15,7 +16,9 @@ import type {
   Backup,
   DID,
   Link,
+  PartKeys,
   Revision,
+  Share,
   State,
   UnknownLink,
 } from '../../src/space/index.ts'
@@ -26,6 +29,7 @@ import {
   TooLargeError,
   UnreadableStateError,
   addBackup,
+  addShares,
   buildPail,
   decodeAccount,
   decodeState,
@@ -37,6 +41,7 @@ import {
   prune,
   removeBackup,
   setAuthorization,
+  setRecovery,
 } from '../../src/space/index.ts'
 import {
   MemoryBlocks,
@@ -63,7 +68,11 @@ interface ModelAccount {
   /** Timestamp → CID in hexadecimal, or `removed`. */
   backups: Map<string, string>
   prunedBefore: string
+  recovery?: ModelRecovery
+  /** `timestamp/agent` → DAG-CBOR in hexadecimal. */
+  shares?: Map<string, string>
 }
+type ModelRecovery = [seq: number, recipient: string]
 /** Greater than every CID. */
 const REMOVED = 'removed'
 
@@ -81,6 +90,15 @@ type Operation =
       agent: DID
       authorization: Authorization
     }
+  | { kind: 'recover'; replica: number; account: DID; recipient?: string }
+  | {
+      kind: 'share'
+      replica: number
+      account: DID
+      time: number
+      agent: DID
+      keys: PartKeys
+    }
   | { kind: 'merge'; replica: number; others: number[] }
 
 /** Times that share long prefixes, and some that do not. */
@@ -95,9 +113,15 @@ const TIMES = [
   '2031-01-01T00:00:00.000Z',
 ]
 
+const RECIPIENTS = [
+  'age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p',
+  'age1lggyhqrw2nlhcxprm67z43rta597azn8gknawjehu9d9dl0jq3yqqvfafg',
+]
+
 const replica = fc.nat({ max: REPLICAS - 1 })
 const account = fc.constantFrom(alice, bob)
 const time = fc.nat({ max: TIMES.length - 1 })
+const key = fc.uint8Array({ minLength: 1, maxLength: 1, max: 2 })
 const operation: fc.Arbitrary<Operation> = fc.oneof(
   {
     weight: 6,
@@ -139,6 +163,26 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
         expiration: fc.nat({ max: 1 }),
         seq: fc.nat({ max: 2 }),
       }),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      kind: fc.constant('recover' as const),
+      replica,
+      account,
+      recipient: fc.constantFrom(undefined, ...RECIPIENTS),
+    }),
+  },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      kind: fc.constant('share' as const),
+      replica,
+      account,
+      time,
+      agent: fc.constantFrom(phone, laptop),
+      keys: fc.record({ mutes: key, drafts: key }, { requiredKeys: [] }),
     }),
   },
   {
@@ -379,6 +423,13 @@ class Player {
         })
       case 'authorize':
         return setAuthorization(blocks, state, operation)
+      case 'recover':
+        return setRecovery(blocks, state, operation)
+      case 'share':
+        return addShares(blocks, state, {
+          ...operation,
+          shares: [[TIMES[operation.time]!, operation.keys]],
+        })
       case 'merge':
         return mergeStates(blocks, [
           state,
@@ -394,7 +445,7 @@ class Player {
       return operation.others.map((i) => models[i]!).reduce(mergeModels, model)
     }
     const known = model.get(operation.account)
-    const account = known ?? {
+    const account: ModelAccount = known ?? {
       agents: new Map(),
       backups: new Map(),
       prunedBefore: '',
@@ -407,7 +458,30 @@ class Player {
       account.agents.set(agent, existing ? greater(existing, grant) : grant)
       return model
     }
+    if (operation.kind === 'recover') {
+      if (known === undefined) return 'AccountNotFoundError'
+      const { recipient = '' } = operation
+      const [seq, before] = account.recovery ?? [0, '']
+      if (recipient !== before) account.recovery = [seq + 1, recipient]
+      return model
+    }
     const timestamp = TIMES[operation.time]!
+    if (operation.kind === 'share') {
+      if (known === undefined) return 'AccountNotFoundError'
+      if (timestamp < account.prunedBefore) return model
+      const key = `${timestamp}/${operation.agent}`
+      account.shares ??= new Map()
+      const shared = account.shares.get(key)
+      const { keys } = shared
+        ? dagCbor.decode<Share>(Buffer.from(shared, 'hex'))
+        : { keys: {} }
+      const share = { version: 1, keys: { ...keys, ...operation.keys } }
+      account.shares.set(
+        key,
+        Buffer.from(dagCbor.encode(share)).toString('hex')
+      )
+      return model
+    }
     const existing = account.backups.get(timestamp)
     if (operation.kind === 'add') {
       if (timestamp < account.prunedBefore) return 'PrunedError'
@@ -445,6 +519,16 @@ function mergeModels(a: Model, b: Model): Model {
       const own = account.backups.get(timestamp) ?? ''
       account.backups.set(timestamp, own > backup ? own : backup)
     }
+    for (const [key, share] of other.shares ?? []) {
+      account.shares ??= new Map()
+      const own = account.shares.get(key)
+      account.shares.set(
+        key,
+        own !== undefined && cidHex(own) > cidHex(share) ? own : share
+      )
+    }
+    if (other.shares) account.shares ??= new Map()
+    account.recovery = greaterRecovery(account.recovery, other.recovery)
     if (other.prunedBefore > account.prunedBefore) {
       account.prunedBefore = other.prunedBefore
     }
@@ -453,7 +537,25 @@ function mergeModels(a: Model, b: Model): Model {
   return merged
 }
 
-function dropPruned({ backups, prunedBefore }: ModelAccount): void {
+function greaterRecovery(
+  a: ModelRecovery | undefined,
+  b: ModelRecovery | undefined
+): ModelRecovery | undefined {
+  if (!a || !b) return a ?? b
+  if (a[0] !== b[0]) return a[0] > b[0] ? a : b
+  return a[1] > b[1] ? a : b
+}
+
+/** The CID of a block of DAG-CBOR, all in hexadecimal. */
+function cidHex(block: string): string {
+  const digest = createHash('sha256').update(Buffer.from(block, 'hex'))
+  return `01711220${digest.digest('hex')}`
+}
+
+function dropPruned({ backups, prunedBefore, shares }: ModelAccount): void {
+  for (const key of shares?.keys() ?? []) {
+    if (key < prunedBefore) shares?.delete(key)
+  }
   for (const timestamp of backups.keys()) {
     if (timestamp < prunedBefore) backups.delete(timestamp)
   }
@@ -501,44 +603,86 @@ async function readModel(
       ),
       backups,
       prunedBefore: account.prunedBefore ?? '',
+      recovery: account.recovery && [
+        account.recovery.seq,
+        account.recovery.recipient ?? '',
+      ],
+      shares: account.shares && (await readShares(blocks, account.shares)),
     })
   }
   return model
 }
 
+async function readShares(
+  blocks: MemoryBlocks,
+  root: Link
+): Promise<Map<string, string>> {
+  const shares = new Map<string, string>()
+  for await (const [key, share] of Library.entries(
+    blocks as PailFetcher,
+    root as ShardLink
+  )) {
+    const { bytes } = blocks.blocks.get(share.toString())!
+    shares.set(key, Buffer.from(bytes).toString('hex'))
+  }
+  return shares
+}
+
+async function pailOf(
+  entries: Iterable<[string, UnknownLink]>
+): Promise<ShardLink> {
+  const blocks = new MemoryBlocks()
+  const empty = await ShardBlock.create()
+  blocks.put(empty)
+  let pail: ShardLink = empty.cid
+  for (const [key, value] of entries) {
+    const put = await Library.put(blocks as PailFetcher, pail, key, value)
+    blocks.put(...put.additions)
+    pail = put.root
+  }
+  return pail
+}
+
+function linkFrom(hex: string): UnknownLink {
+  return CID.decode(Uint8Array.from(Buffer.from(hex, 'hex')))
+}
+
 /** The root that the model must have, made without the code under test. */
 async function rootOf(model: Model): Promise<string> {
   const state: Record<string, UnknownLink> = {}
-  for (const [did, { agents, backups, prunedBefore }] of model) {
-    const blocks = new MemoryBlocks()
-    const empty = await ShardBlock.create()
-    blocks.put(empty)
-    let pail: ShardLink = empty.cid
-    for (const [timestamp, backup] of backups) {
-      const value =
-        backup === REMOVED
-          ? TOMBSTONE
-          : CID.decode(Uint8Array.from(Buffer.from(backup, 'hex')))
-      const put = await Library.put(
-        blocks as PailFetcher,
-        pail,
-        timestamp,
-        value
-      )
-      blocks.put(...put.additions)
-      pail = put.root
-    }
+  for (const [did, account] of model) {
+    const { agents, backups, prunedBefore, recovery, shares } = account
     const grants: Record<string, UnknownLink> = {}
     for (const [agent, [, , bytes]] of agents) {
       const block = await blockOf(Uint8Array.from(Buffer.from(bytes, 'hex')))
       grants[agent] = block.cid
     }
-    const account = await blockOf({
+    const block = await blockOf({
       authorizations: (await blockOf(grants)).cid,
-      backups: pail,
+      backups: await pailOf(
+        [...backups].map(([timestamp, backup]) => [
+          timestamp,
+          backup === REMOVED ? TOMBSTONE : linkFrom(backup),
+        ])
+      ),
       ...(prunedBefore === '' ? {} : { prunedBefore }),
+      ...(recovery
+        ? {
+            recovery: {
+              seq: recovery[0],
+              ...(recovery[1] === '' ? {} : { recipient: recovery[1] }),
+            },
+          }
+        : {}),
+      ...(shares
+        ? {
+            shares: await pailOf(
+              [...shares].map(([key, share]) => [key, linkFrom(cidHex(share))])
+            ),
+          }
+        : {}),
     })
-    state[did] = account.cid
+    state[did] = block.cid
   }
   return (await blockOf(state)).cid.toString()
 }
@@ -566,11 +710,13 @@ function show(model: Model): string {
   const sorted = <T>(map: Map<string, T>) =>
     [...map].sort(([a], [b]) => (a < b ? -1 : 1))
   return JSON.stringify(
-    sorted(model).map(([did, { agents, backups, prunedBefore }]) => [
+    sorted(model).map(([did, account]) => [
       did,
-      sorted(agents),
-      sorted(backups),
-      prunedBefore,
+      sorted(account.agents),
+      sorted(account.backups),
+      account.prunedBefore,
+      account.recovery ?? null,
+      account.shares ? sorted(account.shares) : null,
     ])
   )
 }

@@ -6,6 +6,9 @@ import {
   InvalidRecipientError,
   MAX_SEALED_SIZE,
   createRecoveryIdentity,
+  findFileKey,
+  openFileKey,
+  sealFileKey,
   deriveIdentity,
   openAuthorization,
   openPart,
@@ -341,6 +344,38 @@ describe('sealing', () => {
           { name: 'UnsealError' }
         )
       }
+    })
+
+    it('are opened with their key, and others are not', async () => {
+      const own = await deriveIdentity(alice, { space, account })
+      const recipients = [await recipientOf(own)]
+      const sealed = await read(await sealPart(recipients, streamOf(part)))
+      const other = await read(await sealPart(recipients, streamOf(part)))
+      const key = await findFileKey(own, sealed)
+      // The header is enough.
+      const end = Buffer.from(sealed).indexOf('\n--- ')
+      assert.deepEqual(
+        await findFileKey(own, sealed.subarray(0, end + 60)),
+        key
+      )
+
+      const recovery = await createRecoveryIdentity()
+      const shared = await sealFileKey(recovery.recipient, key)
+      const opened = await openFileKey(recovery.identity, shared)
+      assert.deepEqual(
+        await read(await openPart(opened, streamOf(sealed))),
+        part
+      )
+      const refused = { name: 'UnsealError' }
+      await assert.rejects(openPart(opened, streamOf(other)), refused)
+      const stranger = await deriveIdentity(mallory, { space, account })
+      await assert.rejects(openFileKey(stranger, shared), refused)
+      await assert.rejects(findFileKey(stranger, sealed), refused)
+      await assert.rejects(findFileKey(own, sealed.subarray(0, end)), refused)
+      await assert.rejects(findFileKey(own, new Uint8Array(100)), refused)
+      await assert.rejects(openFileKey(own, new Uint8Array(100)), refused)
+      const short = { fileKey: new Uint8Array(3) }
+      await assert.rejects(openPart(short, streamOf(sealed)), refused)
     })
 
     it('are for recipients that are some', async () => {

@@ -10,6 +10,7 @@ import { reauthorizeNote, renewalOf } from '../reauthorize.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { findAccount, resolveAccount, viewSpace } from '../target.ts'
+import { createShareCommand } from './share.ts'
 
 /** A grant, as far as this agent can tell. */
 interface Known {
@@ -80,6 +81,7 @@ export function createAuthorizationsCommand(
       }
     }
   )
+  createShareCommand(command, context)
 }
 
 async function listKnown(

@@ -4,10 +4,14 @@ import { signingKeysIn } from '../../atproto/index.ts'
 import type { Backup as Protocol } from '../../capabilities/index.ts'
 import {
   entries,
+  isPlain,
+  isSealed,
   listBackups,
+  PRIVATE_PARTS,
   readBackup,
   type Backup,
   type BlockFetcher,
+  type PrivateParts,
 } from '../../space/index.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { UsageError } from '../errors.ts'
@@ -22,6 +26,13 @@ import {
 } from '../format.ts'
 import { printLine } from '../io.ts'
 import { addSettings, LIMIT_SETTINGS, readLimit } from '../options.ts'
+import { INCLUDE_HELP, readParts } from '../parts.ts'
+import {
+  createPartOpener,
+  describeParts,
+  nameOutcome,
+  readIdentityFile,
+} from '../private-parts.ts'
 import { countSeen, createProgress, describeProgress } from '../progress.ts'
 import { followRun, runHere, startRun } from '../run.ts'
 import {
@@ -57,12 +68,17 @@ function createRunCommand(backup: Command, context: CommandContext): void {
     .argument('<account>', 'handle or DID')
     .option('--here', 'do it in this process, without asking the service')
     .option('--detach', 'do not wait until the service is done')
+    .option('--include <PARTS>', INCLUDE_HELP)
+    .option(
+      '--plain',
+      'with --here: do not seal private parts; everybody who knows the Space can read them'
+    )
     .optionsGroup('Limits, with --here:')
   addSettings(command, LIMIT_SETTINGS)
   agentCommand(
     command,
     context,
-    'bluesky-backups backup run alice.bsky.social --service https://backups.example\nbluesky-backups backup run alice.bsky.social --here',
+    'bluesky-backups backup run alice.bsky.social --service https://backups.example\nbluesky-backups backup run alice.bsky.social --here\nbluesky-backups backup run alice.bsky.social --include blobs,preferences,conversations',
     async ({ session, flags, io }, word: string) => {
       const account = normalizeAccount(word)
       if (flags['here'] && flags['detach']) {
@@ -75,7 +91,18 @@ function createRunCommand(backup: Command, context: CommandContext): void {
           'no backup service is set; name one with --service URL, or back up in this process with --here'
         )
       }
-      const options = { io, flags, account }
+      if (flags['plain'] && !flags['here']) {
+        throw new UsageError(
+          '--plain is for backups with --here: the service always seals private parts'
+        )
+      }
+      if (flags['plain']) {
+        session.warn(
+          'PRIVATE PARTS ARE NOT SEALED: everybody who knows the Space can read your preferences, mutes, drafts and whatever else is included, now and for as long as the Space has them'
+        )
+      }
+      const include = readParts(flags['include'] as string | undefined)
+      const options = { io, flags, account, include }
       const display = createProgress(io)
       const onProgress = (progress: Readonly<Protocol.RunProgress>) => {
         display.update(
@@ -152,7 +179,7 @@ function createListCommand(backup: Command, context: CommandContext): void {
             timestamp,
             backup: backup.toString(),
             rev: value.rev,
-            parts: ['repo', ...value.parts],
+            parts: partsOf(value),
             missing: await countMissing(view.blocks, value),
           })
         }
@@ -215,7 +242,8 @@ function createShowCommand(backup: Command, context: CommandContext): void {
         rev: value.rev,
         commit: value.repo.toString(),
         signature: value.signature,
-        parts: ['repo', ...value.parts],
+        parts: partsOf(value),
+        private: value.private ? privateJSON(value.private) : null,
         blobs,
         missing,
       }
@@ -235,6 +263,7 @@ function createShowCommand(backup: Command, context: CommandContext): void {
         ['parts', json.parts.join(', ')],
         ['blobs', blobs.toLocaleString('en-US')],
         ['missing blobs', missing.length.toLocaleString('en-US')],
+        ...describeParts(value.private, value.account),
       ])
       return {
         json,
@@ -259,23 +288,35 @@ function createExportCommand(backup: Command, context: CommandContext): void {
   const command = backup
     .command('export')
     .description(
-      'write a backup into a folder: the repository as a CAR, blobs, DID document, and a manifest'
+      'write a backup into a folder: the repository as a CAR, blobs, DID document, private parts that this agent can open, and a manifest'
     )
     .argument('[account]', 'handle or DID; the only one, if left out')
     .argument('[time]', TIME_HELP)
     .requiredOption('--out <FOLDER>', 'folder to write to')
     .option('--force', 'write into a folder that is not empty')
+    .option(
+      '--identity-file <FILE>',
+      'recovery key to open private parts with, where this agent cannot'
+    )
   agentCommand(
     command,
     context,
     'bluesky-backups backup export alice.bsky.social latest --out ./alice',
     async ({ session, flags, io }, ...words: (string | undefined)[]) => {
       const folder = flags['out'] as string
-      const { backup, timestamp } = await openTarget(session, words)
+      const identities = await readIdentityFile(
+        flags['identityFile'] as string | undefined
+      )
+      const { backup, timestamp, view } = await openTarget(session, words)
       const display = createProgress(io)
       try {
         const manifest = await exportBackup(backup, folder, {
           timestamp,
+          parts: createPartOpener(session, backup, {
+            view,
+            timestamp,
+            identities,
+          }),
           force: flags['force'] === true,
           signal: io.signal,
           onProgress: ({ records, repoBytes, blobs, blobBytes }) =>
@@ -285,7 +326,14 @@ function createExportCommand(backup: Command, context: CommandContext): void {
               0
             ),
         })
-        const { repo, records, blobs, missing, unreadable } = manifest
+        const {
+          repo,
+          records,
+          blobs,
+          missing,
+          unreadable,
+          private: parts,
+        } = manifest
         const size = blobs.reduce((sum, blob) => sum + blob.size, 0)
         return {
           failed: unreadable.length > 0,
@@ -298,11 +346,17 @@ function createExportCommand(backup: Command, context: CommandContext): void {
             blobs: blobs.length,
             blobBytes: size,
             missing: missing.length,
+            private: parts,
             unreadable,
           },
           text: [
             `exported the backup of ${manifest.account} from ${timestamp} to ${folder}`,
             `${formatCount(records, 'record')} in ${repo.file} (${formatBytes(repo.bytes)}), ${formatCount(blobs.length, 'blob')} (${formatBytes(size)}), ${formatCount(missing.length, 'blob')} missing from the backup`,
+            ...parts.map(({ part, file, bytes, message, outcome }) =>
+              file
+                ? `${part} in ${file} (${formatBytes(bytes ?? 0)})`
+                : `${part} is not written: ${printable(message ?? nameOutcome(outcome))}`
+            ),
             ...unreadable.map(
               ({ cid, message }) => `unreadable: ${cid}: ${printable(message)}`
             ),
@@ -361,7 +415,11 @@ function createVerifyCommand(backup: Command, context: CommandContext): void {
 
 function describeOutcome(outcome: Protocol.RunOutcome): string {
   if (outcome.kind === 'unchanged') {
-    return `nothing is new since the backup of ${outcome.timestamp}`
+    const parts = describeParts(outcome.private, outcome.account)
+    return [
+      `nothing is new since the backup of ${outcome.timestamp}`,
+      ...(parts.length === 0 ? [] : [formatFields(parts)]),
+    ].join('\n')
   }
   const missing = outcome.blobsMissing + outcome.blobsFailed
   return formatFields([
@@ -378,8 +436,31 @@ function describeOutcome(outcome: Protocol.RunOutcome): string {
         ? 'none'
         : `${missing}; \`bluesky-backups backup show ${outcome.account} latest\` says why`,
     ],
+    ...describeParts(outcome.private, outcome.account),
     ['took', formatSeconds(outcome.ms)],
   ])
+}
+
+function partsOf({ parts, private: sealed = {} }: Backup): string[] {
+  const there = PRIVATE_PARTS.filter((part) => sealed[part]?.outcome === 'ok')
+  return ['repo', ...parts, ...there]
+}
+
+function privateJSON(parts: PrivateParts) {
+  return PRIVATE_PARTS.flatMap((part) => {
+    const record = parts[part]
+    if (!record) return []
+    const { outcome, detail } = record
+    return {
+      part,
+      outcome,
+      detail: detail ?? null,
+      ...(isSealed(record)
+        ? { size: record.size, recipients: record.recipients }
+        : {}),
+      ...(isPlain(record) ? { size: record.size, plain: true } : {}),
+    }
+  })
 }
 
 async function countMissing(

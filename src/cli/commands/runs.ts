@@ -162,7 +162,7 @@ async function readMeant(
 ): Promise<Meant> {
   if (word === undefined) return {}
   try {
-    return { run: CID.parse(word) as Link }
+    return { run: CID.parse(word) }
   } catch {
     if (word.startsWith('did:') && !/^did:(plc|web):\S+$/.test(word)) {
       throw new UsageError(

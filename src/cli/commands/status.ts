@@ -1,5 +1,5 @@
 import type { Command } from 'commander'
-import { latestBackup } from '../../space/index.ts'
+import { findRecovery, latestBackup } from '../../space/index.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { formatFields, formatTable, printable } from '../format.ts'
 import { describeProgress } from '../progress.ts'
@@ -11,6 +11,14 @@ import { viewSpace } from '../target.ts'
 
 /** What could be found out, or why it could not. */
 type Answer<T> = { value: T; error?: undefined } | { error: Error }
+
+interface AccountStatus {
+  account: string
+  /** Time of the last backup. */
+  lastBackup: string | null
+  /** Whom private parts are sealed for beside agents. */
+  recovery: string | null
+}
 
 type Run = Awaited<ReturnType<typeof listRuns>>[number]
 
@@ -112,20 +120,27 @@ async function readRuns(session: Session) {
 
 async function readState(session: Session) {
   const view = await viewSpace(session)
-  const accounts: { account: string; lastBackup: string | null }[] = []
+  const accounts: AccountStatus[] = []
   for (const account of view.accounts) {
     const latest = await latestBackup(view.blocks, view.state, account)
-    accounts.push({ account, lastBackup: latest?.timestamp ?? null })
+    const recovery = await findRecovery(view.blocks, view.state, account)
+    accounts.push({
+      account,
+      lastBackup: latest?.timestamp ?? null,
+      recovery: recovery ?? null,
+    })
   }
   return { head: view.head, accounts }
 }
 
-function tableOfAccounts(
-  accounts: { account: string; lastBackup: string | null }[]
-): string {
+function tableOfAccounts(accounts: AccountStatus[]): string {
   return formatTable(
-    ['ACCOUNT', 'LAST BACKUP'],
-    accounts.map(({ account, lastBackup }) => [account, lastBackup ?? 'none'])
+    ['ACCOUNT', 'LAST BACKUP', 'RECOVERY KEY'],
+    accounts.map(({ account, lastBackup, recovery }) => [
+      account,
+      lastBackup ?? 'none',
+      recovery === null ? 'none' : 'set',
+    ])
   )
 }
 

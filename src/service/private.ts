@@ -1,0 +1,54 @@
+import type { Signer } from '@ucanto/interface'
+import {
+  createOwnersReader,
+  createPrivateReader,
+  type HostGate,
+} from '../atproto/index.ts'
+import { PartNotGrantedError, type PrivateContext } from '../backup/index.ts'
+import { deriveIdentity, type DID } from '../space/index.ts'
+import { ReauthorizeError, type GrantKeeper } from './grants.ts'
+
+/** What an agent reads private parts with: the grants that it keeps. */
+export function createPrivateContext({
+  agent,
+  keeper,
+  space,
+  gate,
+  plain = false,
+}: {
+  agent: Signer
+  keeper: Pick<GrantKeeper, 'open'>
+  space: DID
+  /** Says when hosts may be asked; at any time, if left out. */
+  gate?: HostGate | undefined
+  /** Seals nothing; only where the user says so. */
+  plain?: boolean
+}): PrivateContext {
+  const options = gate ? { gate } : {}
+  return {
+    async session(account) {
+      const session = await whileGranted(() => keeper.open(space, account))
+      return (
+        session && {
+          account,
+          parts: session.parts,
+          fetch: (pathname, init) =>
+            whileGranted(() => session.fetch(pathname, init)),
+        }
+      )
+    },
+    reader: createPrivateReader(options),
+    accounts: (session) => createOwnersReader(session, options),
+    identity: (account) => deriveIdentity(agent, { space, account }),
+    plain,
+  }
+}
+
+async function whileGranted<T>(act: () => Promise<T>): Promise<T> {
+  try {
+    return await act()
+  } catch (error) {
+    if (!(error instanceof ReauthorizeError)) throw error
+    throw new PartNotGrantedError(error.message, { cause: error })
+  }
+}
