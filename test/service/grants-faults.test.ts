@@ -288,6 +288,46 @@ describe('grants when something fails', () => {
     assert.equal((await stateOf(keeper)).state, 'ended')
   })
 
+  it('are refreshed before their time when the host takes the session no more', async () => {
+    let isRefused = false
+    const { keeper, authorize } = create({
+      onAnswer({ pathname }) {
+        if (!isRefused || pathname !== PREFERENCES) return undefined
+        isRefused = false
+        return new Response('', {
+          status: 401,
+          headers: { 'www-authenticate': 'DPoP error="invalid_token"' },
+        })
+      },
+    })
+    await authorize(alice)
+    const session = await read(keeper)
+    isRefused = true
+    const response = await session.fetch(PREFERENCES)
+    assert.equal(response.status, 200)
+    await response.body?.cancel()
+    assert.deepEqual({ taken, refused }, { taken: 1, refused: 0 })
+  })
+
+  it('ask the host who it is once for many questions', async () => {
+    let asked = 0
+    const { keeper, authorize } = create({
+      onRequest({ pathname }) {
+        if (pathname.startsWith('/.well-known/')) asked++
+      },
+    })
+    await authorize(alice)
+    const session = await read(keeper)
+    const before = asked
+    assert.ok(before > 0)
+    for (let count = 0; count < 3; count++) {
+      const response = await session.fetch(PREFERENCES)
+      assert.equal(response.status, 200)
+      await response.body?.cancel()
+    }
+    assert.equal(asked, before)
+  })
+
   it('that the Space has are read from it once for many questions', async () => {
     let reads = 0
     const space = new (class extends Map<string, Authorization> {

@@ -71,8 +71,8 @@ export interface TestGrantsOptions {
   limits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Told of each request of the client, before it is sent. */
   onRequest?: (url: URL, body: string) => void | Promise<void>
-  /** Told of each answer, before the client sees it. */
-  onAnswer?: (url: URL, body: string) => void | Promise<void>
+  /** Told of each answer, before the client sees it; may put another there. */
+  onAnswer?: (url: URL, body: string) => Response | void
 }
 
 export interface TestGrants {
@@ -110,8 +110,7 @@ export function createTestGrants({
           : String((init?.body as string | undefined) ?? '')
       await onRequest?.(url, body)
       const response = await fetch(input, init)
-      await onAnswer?.(url, body)
-      return response
+      return onAnswer?.(url, body) ?? response
     }
   const fetch: SafeFetch = {
     small: watched(safe.small),
