@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import type { Signer } from '@ucanto/interface'
 import type { Logger } from 'pino'
 import { z } from 'zod'
@@ -579,11 +580,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       )
       await grants.addRequest(
         {
-          state: key,
-          space,
-          account,
-          sealed,
-          delegation,
+          state: digestOf(key),
+          ...{ space, account, sealed, delegation },
           expires: expiration * 1000,
         },
         now
@@ -593,7 +591,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
 
     async conclude(params) {
       const key = params.get('state')
-      const request = key === null ? undefined : await grants.takeRequest(key)
+      const request =
+        key === null ? undefined : await grants.takeRequest(digestOf(key))
       if (!request) {
         throw new GrantRequestError(
           'AuthorizationExpired',
@@ -826,6 +825,11 @@ function isStale({ status, headers }: Response): boolean {
     status === 401 &&
     /error="invalid_token"/.test(headers.get('www-authenticate') ?? '')
   )
+}
+
+/** Who can read the database cannot come back in the user's place. */
+function digestOf(key: string): string {
+  return createHash('sha256').update(key).digest('hex')
 }
 
 function isEmpty(value: unknown): boolean {

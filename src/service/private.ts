@@ -14,6 +14,7 @@ export function createPrivateContext({
   keeper,
   space,
   gate,
+  delegation,
   plain = false,
 }: {
   agent: Signer
@@ -21,13 +22,18 @@ export function createPrivateContext({
   space: DID
   /** Says when hosts may be asked; at any time, if left out. */
   gate?: HostGate | undefined
+  /** CAR with a task and what allows to write grants into the Space. */
+  delegation?: Uint8Array
   /** Seals nothing; only where the user says so. */
   plain?: boolean
 }): PrivateContext {
   const options = gate ? { gate } : {}
+  const given = delegation ? { delegation } : {}
   return {
     async session(account) {
-      const session = await whileGranted(() => keeper.open(space, account))
+      const session = await whileGranted(() =>
+        keeper.open(space, account, given)
+      )
       return (
         session && {
           account,

@@ -61,6 +61,8 @@ export function createPublisher(context: PublisherContext): Publisher {
     const pending = await grants.pending(space, account)
     if (!pending) return true
     const { agent, authorization, delegation } = pending
+    // It was found in the Space; the next backup takes it along.
+    if (delegation.length === 0) return false
     const log = logger.child({ space, account, seq: authorization.seq })
     const signal = AbortSignal.any([
       stopping.signal,

@@ -322,6 +322,7 @@ export function startRunner(context: RunnerContext): Runner {
                   keeper: grants,
                   space,
                   gate: context.gate,
+                  delegation: run.authority,
                 }),
               }
             : {}),

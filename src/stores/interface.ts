@@ -522,7 +522,7 @@ export interface ScheduleStore {
 
 /** A request that a user has to conclude at the host of an account. */
 export interface GrantRequest {
-  /** What the host sends back: a secret until then. */
+  /** SHA-256, in hex, of what the host sends back. */
   state: string
   space: string
   account: string

@@ -291,7 +291,7 @@ describe('grants when something fails', () => {
   it('are refreshed before their time when the host takes the session no more', async () => {
     let isRefused = false
     const { keeper, authorize } = create({
-      onAnswer({ pathname }) {
+      answer({ pathname }) {
         if (!isRefused || pathname !== PREFERENCES) return undefined
         isRefused = false
         return new Response('', {

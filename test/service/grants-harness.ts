@@ -71,8 +71,8 @@ export interface TestGrantsOptions {
   limits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Told of each request of the client, before it is sent. */
   onRequest?: (url: URL, body: string) => void | Promise<void>
-  /** Told of each answer, before the client sees it; may put another there. */
-  onAnswer?: (url: URL, body: string) => Response | void
+  /** Answers in the place of the host, where it gives something. */
+  answer?: (url: URL, body: string) => Response | undefined
 }
 
 export interface TestGrants {
@@ -97,7 +97,7 @@ export function createTestGrants({
   logger = pino({ level: 'silent' }),
   limits,
   onRequest,
-  onAnswer,
+  answer,
 }: TestGrantsOptions): TestGrants {
   const safe = createSafeFetch({ allowPrivateNetwork: true, ...limits })
   const watched =
@@ -109,8 +109,9 @@ export function createTestGrants({
           ? await input.clone().text()
           : String((init?.body as string | undefined) ?? '')
       await onRequest?.(url, body)
-      const response = await fetch(input, init)
-      return onAnswer?.(url, body) ?? response
+      const given = answer?.(url, body)
+      if (given) return given
+      return fetch(input, init)
     }
   const fetch: SafeFetch = {
     small: watched(safe.small),

@@ -107,6 +107,32 @@ describe('grants', () => {
     await refused.body?.cancel()
   })
 
+  it('ask for more of a host that knows no scopes by name', async () => {
+    const asked: string[] = []
+    const { keeper, authorize } = create({
+      // The real host knows them: here it plays one that is older.
+      answer: (url, body) => {
+        if (url.pathname !== '/oauth/par') return undefined
+        const scope = new URLSearchParams(body).get('scope') ?? ''
+        asked.push(scope)
+        return scope.includes('rpc:')
+          ? Response.json({ error: 'invalid_scope' }, { status: 400 })
+          : undefined
+      },
+    })
+    await authorize(alice, ['preferences', 'conversations'])
+    assert.match(asked[0] ?? '', /^atproto rpc:/)
+    assert.equal(
+      asked.at(-1),
+      'atproto transition:generic transition:chat.bsky'
+    )
+    const session = await open(keeper)
+    assert.ok(session)
+    assert.ok(session.parts.includes('preferences'))
+    assert.ok(session.parts.includes('conversations'))
+    await read(keeper)
+  })
+
   it('are pending until the clock has them, and come back from the Space', async () => {
     const { keeper, authorize, publish, space } = create()
     await authorize(alice)
