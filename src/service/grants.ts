@@ -106,11 +106,18 @@ export interface GrantSession {
  * The grants of one agent: the service, or an agent that makes backups itself.
  *
  * A session is good for one refresh: who loses the answer to it has lost the
- * grant. So there is one refresher at a time, whatever processes there are,
- * and what the host answers is durable, sealed, before anything else is done
- * with it. What is left is the time from the host's answer to the end of one
- * commit: a process that is killed in it finds a session that is worth nothing
- * any more, and the user has to authorize again.
+ * grant. So there is one refresher at a time, whatever processes there are:
+ * whoever has the lease. What the host answers is durable, sealed, before
+ * anything else is done with it. Where it cannot be, it is tried again and
+ * again, and nobody else refreshes meanwhile.
+ *
+ * What is left is the time from the commit of the host, which trades a token
+ * once and answers once, to ours: a process that is killed in it takes the new
+ * session along, and the old one is worth nothing. The next refresh finds that
+ * out, the grant ends, and the user has to authorize again. A process that is
+ * killed at any other moment loses nothing. Two more such cases are a host
+ * whose answer does not arrive, and a refresher that is held up, alive, for
+ * longer than its lease.
  */
 export interface GrantKeeper {
   /**
@@ -260,17 +267,29 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     return Math.floor(Math.min(created / 1000 + total, refreshed / 1000 + idle))
   }
 
-  /** Seals a grant, or nothing in its place. */
+  const deriveRecipient = async (subject: { space: DID; account: DID }) =>
+    recipientOf(await deriveIdentity(agent, subject))
+
+  /**
+   * Seals a grant, or nothing in its place.
+   *
+   * @param details.recipient - the agent's, where it is at hand
+   */
   const updateOf = async (
     subject: { space: DID; account: DID },
     {
       seq,
       grant,
       delegation,
-    }: { seq: number; grant: SealedGrant | undefined; delegation: Uint8Array }
+      recipient: known,
+    }: {
+      seq: number
+      grant: SealedGrant | undefined
+      delegation: Uint8Array
+      recipient?: string | undefined
+    }
   ): Promise<GrantUpdate> => {
-    const identity = grant && (await deriveIdentity(agent, subject))
-    const recipient = identity && (await recipientOf(identity))
+    const recipient = known ?? (grant && (await deriveRecipient(subject)))
     const expiration = grant ? untilOf(grant) : 0
     const { sealed } = await sealAuthorization(
       agent,
@@ -494,8 +513,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
             until: time.now() + oauth.lifetimeOf(session),
           }
           const seq = held.seq + 1
-          const { delegation } = stored
-          await keep(await updateOf(subject, { seq, grant, delegation }))
+          // Until it is kept, nothing is done that can be done before.
+          const { delegation, recipient } = stored
+          const details = { seq, grant, delegation, recipient }
+          await keep(await updateOf(subject, details))
         },
       })
       log.info('a grant was refreshed')
@@ -546,10 +567,11 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         throw new GrantRequestError('HostRefused', message, { cause: error })
       }
       const { key, url, state } = begun
-      const expires = now + policy.request
+      // The user is told of whole seconds.
+      const expiration = Math.floor((now + policy.request) / 1000)
       const { sealed } = await sealAuthorization(
         agent,
-        { space, account, seq: 0, expiration: Math.floor(expires / 1000) },
+        { space, account, seq: 0, expiration },
         encode({
           version: 1,
           state,
@@ -559,11 +581,12 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       await grants.addRequest(
         {
           state: digestOf(key),
-          ...{ space, account, sealed, delegation, expires },
+          ...{ space, account, sealed, delegation },
+          expires: expiration * 1000,
         },
         now
       )
-      return { url, expiration: Math.floor(expires / 1000) }
+      return { url, expiration }
     },
 
     async conclude(params) {
@@ -584,7 +607,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         { space, account },
         {
           seq: 0,
-          expiration: Math.floor(expires / 1000),
+          expiration: expires / 1000,
           sealed: request.sealed,
         }
       )

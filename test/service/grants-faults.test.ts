@@ -88,6 +88,35 @@ describe('grants when something fails', () => {
     return { state: listed?.state, reason: listed?.reason?.message ?? '' }
   }
 
+  it('are kept before they are used', async () => {
+    const time = new HeldTime()
+    const gate = Promise.withResolvers<void>()
+    let asked = 0
+    const store: GrantStore = {
+      ...stores.grants,
+      async put(...input) {
+        if (taken > 0) await gate.promise
+        return stores.grants.put(...input)
+      },
+    }
+    const { keeper, authorize } = create({
+      time,
+      store,
+      onRequest({ pathname }) {
+        if (pathname === PREFERENCES) asked++
+      },
+    })
+    await authorize(alice)
+    time.pass(2 * HOUR)
+    const reading = read(keeper)
+    while (taken === 0) await sleep(5)
+    await sleep(50)
+    assert.equal(asked, 0)
+    gate.resolve()
+    await reading
+    assert.equal(asked, 1)
+  })
+
   it('are not refreshed by another while an answer could not be kept', async () => {
     let isAway = false
     const kept = Promise.withResolvers<void>()
@@ -257,6 +286,46 @@ describe('grants when something fails', () => {
     await assert.rejects(opening(), { name: 'ReauthorizeError' })
     assert.deepEqual({ taken, refused }, { taken: 2, refused: 1 })
     assert.equal((await stateOf(keeper)).state, 'ended')
+  })
+
+  it('are refreshed before their time when the host takes the session no more', async () => {
+    let isRefused = false
+    const { keeper, authorize } = create({
+      answer({ pathname }) {
+        if (!isRefused || pathname !== PREFERENCES) return undefined
+        isRefused = false
+        return new Response('', {
+          status: 401,
+          headers: { 'www-authenticate': 'DPoP error="invalid_token"' },
+        })
+      },
+    })
+    await authorize(alice)
+    const session = await read(keeper)
+    isRefused = true
+    const response = await session.fetch(PREFERENCES)
+    assert.equal(response.status, 200)
+    await response.body?.cancel()
+    assert.deepEqual({ taken, refused }, { taken: 1, refused: 0 })
+  })
+
+  it('ask the host who it is once for many questions', async () => {
+    let asked = 0
+    const { keeper, authorize } = create({
+      onRequest({ pathname }) {
+        if (pathname.startsWith('/.well-known/')) asked++
+      },
+    })
+    await authorize(alice)
+    const session = await read(keeper)
+    const before = asked
+    assert.ok(before > 0)
+    for (let count = 0; count < 3; count++) {
+      const response = await session.fetch(PREFERENCES)
+      assert.equal(response.status, 200)
+      await response.body?.cancel()
+    }
+    assert.equal(asked, before)
   })
 
   it('that the Space has are read from it once for many questions', async () => {

@@ -73,8 +73,6 @@ export interface TestGrantsOptions {
   onRequest?: (url: URL, body: string) => void | Promise<void>
   /** Answers in the place of the host, where it gives something. */
   answer?: (url: URL, body: string) => Response | undefined
-  /** Told of each answer, before the client sees it. */
-  onAnswer?: (url: URL, body: string) => void | Promise<void>
 }
 
 export interface TestGrants {
@@ -100,7 +98,6 @@ export function createTestGrants({
   limits,
   onRequest,
   answer,
-  onAnswer,
 }: TestGrantsOptions): TestGrants {
   const safe = createSafeFetch({ allowPrivateNetwork: true, ...limits })
   const watched =
@@ -114,9 +111,7 @@ export function createTestGrants({
       await onRequest?.(url, body)
       const given = answer?.(url, body)
       if (given) return given
-      const response = await fetch(input, init)
-      await onAnswer?.(url, body)
-      return response
+      return fetch(input, init)
     }
   const fetch: SafeFetch = {
     small: watched(safe.small),

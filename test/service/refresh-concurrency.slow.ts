@@ -10,8 +10,9 @@ import { loadRefreshProcess, type Question } from './refresh-process.ts'
 import { createPostgresStore, databaseServer } from './slow-stores.ts'
 
 const REFRESHES = Number(process.env.CONCURRENT_REFRESHES ?? 1_000)
-/** How often at once each of the processes opens the grant. */
-const OPENS = 2
+/** Of so many refreshes, one is wanted by several in each process. */
+const CROWDED = 10
+const CROWD = 4
 const HOUR = 60 * 60_000
 const SPACE: DID = 'did:key:z6MkgGwb4xuUuddp6KsJqKNstgHUzkup95CyebHLDZZka9eU'
 
@@ -79,7 +80,7 @@ describe('two processes with one grant', () => {
     )
     for (let round = 1; round <= REFRESHES; round++) {
       const order = {
-        opens: OPENS,
+        opens: round % CROWDED === 0 ? CROWD : 1,
         ahead: round * HOUR,
         publish: round % 10 === 0,
       }

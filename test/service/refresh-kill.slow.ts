@@ -176,10 +176,14 @@ async function killAgainAndAgain(
     const isTaken = taken.length > takenBefore
     assert.ok(taken.length - takenBefore <= 1, said)
     assert.equal(refused.length, refusedBefore, said)
-    const kept = (await stores.grants.get(SPACE, account))!.seq - before
+    const left = (await stores.grants.get(SPACE, account))!
+    const kept = left.seq - before
     assert.ok(kept <= Number(isTaken), said)
     if (moment === 'request') assert.equal(isTaken, false, said)
     if (moment === 'answer') assert.ok(isTaken && kept === 0, said)
+    if (moment === 'request' || moment === 'answer') {
+      assert.ok(left.refreshing, `${said}: it was under way`)
+    }
     if (moment === 'journal') assert.equal(kept, 1, said)
     if (moment.startsWith('space')) {
       assert.equal(content?.seq, before + 1, said)

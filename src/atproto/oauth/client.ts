@@ -6,6 +6,7 @@ import {
   type Keyset,
   type NodeSavedSession,
   type NodeSavedState,
+  type OAuthAuthorizationServerMetadata,
 } from '@atproto/oauth-client-node'
 import { HostError } from '../../backup/errors.ts'
 import { printable } from '../printable.ts'
@@ -99,6 +100,11 @@ export interface OAuth {
 /** Milliseconds that a session is used for whose host does not tell. */
 const MAX_LIFETIME = 60 * 60_000
 
+/** Milliseconds that what a host has said is believed. */
+const CACHE_LIFETIME = 60_000
+/** Hosts whose words are kept. */
+const CACHE_SIZE = 1_000
+
 /** Bytes that a host may answer to a refresh. */
 const MAX_ANSWER = 2 ** 20
 
@@ -119,12 +125,9 @@ export interface OAuthOptions {
 
 export function createOAuth(options: OAuthOptions): OAuth {
   const { metadata, keys } = options
-  const nonces = new Map<string, string>()
-  const dpopNonceCache = {
-    get: (origin: string) => nonces.get(origin),
-    set: (origin: string, nonce: string) => void nonces.set(origin, nonce),
-    del: (origin: string) => void nonces.delete(origin),
-  }
+  const dpopNonceCache = createCache<string>()
+  const authorizationServerMetadataCache =
+    createCache<OAuthAuthorizationServerMetadata>()
 
   const createClient = (
     purpose: Purpose,
@@ -144,6 +147,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
         : {}),
       allowHttp: options.allowHttp,
       dpopNonceCache,
+      authorizationServerMetadataCache,
       // Who calls lets nobody else at it.
       requestLock: (_name, work) => work(),
       stateStore: {
@@ -279,6 +283,32 @@ export function createOAuth(options: OAuthOptions): OAuth {
         session: { get: () => present },
       })
       await client.revoke(present.tokenSet.sub)
+    },
+  }
+}
+
+/**
+ * What hosts have said, by their origins. It is not asked for again for each
+ * request, and not believed for long; a refresh asks all the same.
+ */
+function createCache<Value extends string | object>() {
+  const entries = new Map<string, { value: Value; until: number }>()
+  return {
+    get(origin: string): Value | undefined {
+      const entry = entries.get(origin)
+      return entry && Date.now() < entry.until ? entry.value : undefined
+    },
+    set(origin: string, value: Value): void {
+      // Those that are said again are the last to go.
+      entries.delete(origin)
+      entries.set(origin, { value, until: Date.now() + CACHE_LIFETIME })
+      const [oldest] = entries.keys()
+      if (entries.size > CACHE_SIZE && oldest !== undefined) {
+        entries.delete(oldest)
+      }
+    },
+    del(origin: string): void {
+      entries.delete(origin)
     },
   }
 }
