@@ -8,6 +8,7 @@ import {
   type NodeSavedState,
   type OAuthAuthorizationServerMetadata,
 } from '@atproto/oauth-client-node'
+import { LRUCache } from 'lru-cache'
 import { HostError } from '../../backup/errors.ts'
 import { printable } from '../printable.ts'
 import type { Fetch, SafeFetch } from '../safe-fetch.ts'
@@ -292,24 +293,14 @@ export function createOAuth(options: OAuthOptions): OAuth {
  * request, and not believed for long; a refresh asks all the same.
  */
 function createCache<Value extends string | object>() {
-  const entries = new Map<string, { value: Value; until: number }>()
+  const cache = new LRUCache<string, Value>({
+    max: CACHE_SIZE,
+    ttl: CACHE_LIFETIME,
+  })
   return {
-    get(origin: string): Value | undefined {
-      const entry = entries.get(origin)
-      return entry && Date.now() < entry.until ? entry.value : undefined
-    },
-    set(origin: string, value: Value): void {
-      // Those that are said again are the last to go.
-      entries.delete(origin)
-      entries.set(origin, { value, until: Date.now() + CACHE_LIFETIME })
-      const [oldest] = entries.keys()
-      if (entries.size > CACHE_SIZE && oldest !== undefined) {
-        entries.delete(oldest)
-      }
-    },
-    del(origin: string): void {
-      entries.delete(origin)
-    },
+    get: (origin: string) => cache.get(origin),
+    set: (origin: string, value: Value) => void cache.set(origin, value),
+    del: (origin: string) => void cache.delete(origin),
   }
 }
 
