@@ -38,6 +38,10 @@ check() {
   echo "0 0 $code $1 0" >>"$results/counts"
 }
 
+# As many rounds as there is time for; `npm run test:slow` makes all of them.
+export CONCURRENT_AGENTS=200 CONCURRENT_REFRESHES=300 KILL_ROUNDS=30 \
+  REFRESH_KILL_ROUNDS=30 SCHEDULED_ACCOUNTS=100
+
 slow_lane() {
   suite postgres npm run test:postgres
   suite browser npm run test:browser
