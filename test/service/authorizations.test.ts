@@ -7,6 +7,7 @@ import {
 import {
   Authorization,
   Clock,
+  connect,
   readReceipt,
   type InvocationConfig,
 } from '../../src/client/index.ts'
@@ -15,10 +16,12 @@ import { RUNNER_POLICY } from '../../src/service/runner.ts'
 import { listAuthorizations, mergeHeads } from '../../src/space/index.ts'
 import { createSpaceReader } from '../../src/storacha/index.ts'
 import { consent } from '../network/consent.ts'
+import { findFreePort } from '../network/loopback-server.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
 import {
   allow,
   createActors,
+  createFolder,
   failureOf,
   startTestService,
   type Space,
@@ -253,5 +256,58 @@ describe('authorizations of the service', () => {
       assert.ok(secret && !logged.includes(secret))
     }
     assert.ok(!/eyJ|"d":|refresh_token|access_token/.test(logged))
+  })
+
+  it('are asked for under the address of a service that has one', async () => {
+    const port = await findFreePort()
+    await using folder = await createFolder()
+    const publicUrl = 'https://backups.example.dev'
+    const read = async () => {
+      await using _service = await startTestService(
+        { publicUrl, port: `${port}`, dataFolder: folder.path },
+        network.environment
+      )
+      const response = await fetch(
+        `http://127.0.0.1:${port}/oauth/client-metadata.json`
+      )
+      assert.equal(response.status, 200)
+      assert.match(
+        response.headers.get('content-type') ?? '',
+        /^application\/json/
+      )
+      return (await response.json()) as {
+        client_id: string
+        redirect_uris: string[]
+        token_endpoint_auth_method: string
+        jwks: { keys: Record<string, unknown>[] }
+      }
+    }
+    const metadata = await read()
+    assert.equal(metadata.client_id, `${publicUrl}/oauth/client-metadata.json`)
+    assert.deepEqual(metadata.redirect_uris, [`${publicUrl}/oauth/callback`])
+    assert.equal(metadata.token_endpoint_auth_method, 'private_key_jwt')
+    const [key] = metadata.jwks.keys
+    assert.equal(key?.['crv'], 'P-256')
+    assert.ok(!('d' in key))
+    // The same after a restart: grants are bound to it.
+    assert.deepEqual(await read(), metadata)
+  })
+
+  it('are refused by a service that hosts cannot know', async () => {
+    const port = await findFreePort()
+    await using service = await startTestService(
+      { publicUrl: 'http://backups.example.dev', port: `${port}` },
+      network.environment
+    )
+    const url = new URL(`http://127.0.0.1:${port}`)
+    const { name, message } = failureOf(
+      await Authorization.request(
+        config,
+        { account: account.handle },
+        { connection: connect({ url, did: service.did }) }
+      )
+    )
+    assert.equal(name, 'HostRefused')
+    assert.match(message, /--public-url/)
   })
 })
