@@ -1,6 +1,7 @@
 import type { Command } from 'commander'
 import { findRecovery, latestBackup } from '../../space/index.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
+import { NotAllowedError, ServiceError } from '../errors.ts'
 import { formatFields, formatTable, printable } from '../format.ts'
 import { describeProgress } from '../progress.ts'
 import { reauthorizeNote } from '../reauthorize.ts'
@@ -46,7 +47,7 @@ export function createStatusCommand(
         ? await answerOf(session.service())
         : undefined
       const runs = service && (await answerOf(readRuns(session)))
-      const grants = service && (await answerOf(listAtService(session)))
+      const grants = service && (await answerOf(readGrants(session)))
       const state = await answerOf(readState(session))
       const info = service?.error ? undefined : service?.value.info
       const { head, accounts } = state.error
@@ -110,6 +111,20 @@ async function answerOf<T>(asked: Promise<T>): Promise<Answer<T>> {
     return { value: await asked }
   } catch (error) {
     return { error: error instanceof Error ? error : new Error(String(error)) }
+  }
+}
+
+/** Grants of the service, as far as this agent may know of them. */
+async function readGrants(session: Session) {
+  try {
+    return await listAtService(session)
+  } catch (error) {
+    const isUnknown =
+      error instanceof NotAllowedError ||
+      // A service that is older than the question.
+      (error instanceof ServiceError && error.name === 'HandlerNotFound')
+    if (isUnknown) return []
+    throw error
   }
 }
 
