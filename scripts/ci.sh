@@ -21,7 +21,7 @@ suite() {
   local name=$1 log code=0 passed failed started=$SECONDS
   shift
   log="$results/$name.log"
-  "$@" 2>&1 | sed -E "s/${escape}\\[[0-9;]*m//g" | tee "$log" || code=$?
+  "$@" 2>&1 | sed -u -E "s/${escape}\\[[0-9;]*m//g" | tee "$log" || code=$?
   passed=$(sed -nE 's/^ *([0-9]+) passing.*/\1/p' "$log" | tail -n 1)
   failed=$(sed -nE 's/^ *([0-9]+) failing.*/\1/p' "$log" | tail -n 1)
   if [ -z "$passed" ] && [ -z "$failed" ]; then failed=1; fi
