@@ -40,7 +40,7 @@ check() {
 
 # As many rounds as there is time for; `npm run test:slow` makes all of them.
 export CONCURRENT_AGENTS=200 CONCURRENT_REFRESHES=300 KILL_ROUNDS=30 \
-  REFRESH_KILL_ROUNDS=50 SCHEDULED_ACCOUNTS=150
+  REFRESH_KILL_ROUNDS=50
 
 slow_lane() {
   suite postgres npm run test:postgres
