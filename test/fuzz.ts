@@ -16,6 +16,18 @@ const link = fc
   )
   .map(([code, digest]) => CID.createV1(code, Digest.create(0x12, digest)))
 
+/** Keys that mean something to JavaScript, or to a library. */
+const meaning = fc.constantFrom(
+  'toString',
+  'valueOf',
+  'toJSON',
+  'then',
+  'constructor',
+  'length',
+  'asCID',
+  '/'
+)
+
 /** Whatever DAG-CBOR can say. */
 export const value = fc.letrec((tie) => ({
   any: fc.oneof(
@@ -28,7 +40,11 @@ export const value = fc.letrec((tie) => ({
     link,
     fc.constantFrom('__proto__', 'constructor', 'did:key:z6Mk', 'did:plc:a'),
     fc.array(tie('any'), { maxLength: 4 }),
-    fc.dictionary(fc.string({ maxLength: 12 }), tie('any'), { maxKeys: 4 })
+    fc.dictionary(
+      fc.oneof({ weight: 3, arbitrary: fc.string({ maxLength: 12 }) }, meaning),
+      tie('any'),
+      { maxKeys: 4 }
+    )
   ),
 })).any
 
@@ -87,7 +103,7 @@ function joined(...parts: Uint8Array[]): Uint8Array {
 export const change = fc.record({
   path: fc.array(fc.nat(20), { maxLength: 6 }),
   kind: fc.constantFrom('replace', 'replace', 'remove', 'add', 'swap'),
-  key: fc.string({ maxLength: 8 }),
+  key: fc.oneof({ weight: 3, arbitrary: fc.string({ maxLength: 8 }) }, meaning),
   value,
 })
 export type Change = typeof change extends fc.Arbitrary<infer T> ? T : never

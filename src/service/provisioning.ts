@@ -78,7 +78,11 @@ export function createProvisioning({
         ? { provisioned: true }
         : { provisioned: false, why: 'it has no provider' }
     }
-    const why = `${String(error?.name)}: ${String(error?.message).slice(0, 300)}`
+    const why = [error?.name, error?.message]
+      .map((text) =>
+        typeof text === 'string' ? text.slice(0, 300) : 'unnamed'
+      )
+      .join(': ')
     return error?.name === 'SpaceUnknown'
       ? { provisioned: false, why }
       : { provisioned: undefined, why }

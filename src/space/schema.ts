@@ -77,8 +77,10 @@ export function versioned<
         `${path} is in version ${version as number} of the format and only version ${checks.map((_, at) => at + 1).join(' and ')} is known: update this program`
       )
     }
-    const check = checks[Number(version) - 1] ?? checks[0]
-    return (check as Check<T>)(value, path)
+    // Anything but a number is left to the check, which refuses it by name:
+    // a map cannot be made a number without an exception.
+    const at = typeof version === 'number' ? version - 1 : 0
+    return ((checks[at] ?? checks[0]) as Check<T>)(value, path)
   }
 }
 

@@ -68,6 +68,8 @@ export interface Kind {
 
 const notLinks = [null, 'text', 1, [], {}, raw, json, TOMBSTONE]
 const notIntegers = [-1, 0.5, 2n ** 63n, '1', null, true]
+const notVersions = [0.5, '1', [1], null, { toString: null, valueOf: null }]
+
 export const kinds: Kind[] = [
   {
     name: 'Event',
@@ -183,7 +185,7 @@ export const kinds: Kind[] = [
     decode: decodeBackup,
     read: readBackup,
     invalid: {
-      version: [0.5, '1', null],
+      version: notVersions,
       account: ['alice.test', null, 1],
       rev: ['', '3lkb7k4x3hc2', 'zlkb7k4x3hc2a', '3lkb7k4x3hc21', null],
       repo: notLinks,
@@ -234,7 +236,7 @@ export const kinds: Kind[] = [
     decode: decodeBackup,
     read: readBackup,
     invalid: {
-      version: [0.5, '1', null, 1],
+      version: [...notVersions, 1],
       private: [
         null,
         [],
@@ -268,7 +270,7 @@ export const kinds: Kind[] = [
     decode: decodeShare,
     read: readShare,
     invalid: {
-      version: [null, '1'],
+      version: notVersions,
       keys: [null, [], { likes: new Uint8Array(1) }, { mutes: 'text' }],
     },
   },
@@ -291,7 +293,7 @@ export const kinds: Kind[] = [
     decode: decodeBlockIndex,
     read: readBlockIndex,
     invalid: {
-      version: [null, '1'],
+      version: notVersions,
       segments: [
         null,
         {},
@@ -312,7 +314,7 @@ export const kinds: Kind[] = [
     encode: encodeBlockIndexSegment,
     decode: decodeBlockIndexSegment,
     invalid: {
-      version: [null, '1'],
+      version: notVersions,
       shards: [
         null,
         [],
