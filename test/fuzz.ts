@@ -18,6 +18,7 @@ const link = fc
 
 /** Keys that mean something to JavaScript, or to a library. */
 const meaning = fc.constantFrom(
+  '__proto__',
   'toString',
   'valueOf',
   'toJSON',

@@ -1,5 +1,6 @@
 import type { Block, Delegation, Invocation } from '@ucanto/interface'
 import { Verifier } from '@ucanto/principal'
+import { CID } from 'multiformats/cid'
 import { InvalidBodyError } from './errors.ts'
 
 /**
@@ -71,4 +72,20 @@ function checkParts({ issuer, audience, capabilities }: Delegation): void {
   if (did.startsWith('did:key:')) Verifier.parse(did)
   audience.did()
   if (capabilities.length === 0) throw new TypeError('it has no capability')
+  for (const { nb } of capabilities) checkDescribable(nb)
+}
+
+/**
+ * Ucanto puts what it refuses into its messages as text, and a map that hides
+ * how it becomes text, by a key of that name, would throw there.
+ */
+function checkDescribable(value: unknown): void {
+  if (typeof value !== 'object' || value === null) return
+  if (value instanceof Uint8Array || CID.asCID(value)) return
+  if (Object.hasOwn(value, 'toString')) {
+    throw new InvalidBodyError(
+      'what a UCAN asks for has a map with the key toString, which no map may have'
+    )
+  }
+  for (const part of Object.values(value)) checkDescribable(part)
 }

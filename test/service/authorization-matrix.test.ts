@@ -715,6 +715,41 @@ const rows: Record<string, Row> = {
         })
       ),
   },
+  'an event that cannot become text': {
+    outcome: '400 InvalidBody',
+    because: /no map may have/,
+    send: ({ invoke }) =>
+      invoke({ nb: { event: [{ toString: null }] }, attach: [] }),
+  },
+  'an event whose map says that it is none': {
+    outcome: '400 InvalidBody',
+    because: /__proto__/,
+    send: ({ invoke }) =>
+      invoke({ nb: { event: { ['__proto__']: null } }, attach: [] }),
+  },
+  'a proof about what cannot become text': {
+    outcome: '400 InvalidBody',
+    because: /no map may have/,
+    send: async ({ invoke, space, alice }) =>
+      invoke({
+        proofs: [
+          await allow(space, alice, ['clock/*'], {
+            nb: { event: { toString: null } },
+          }),
+        ],
+      }),
+  },
+  'backup/run with a delegation about what cannot become text': {
+    outcome: 'InsufficientDelegation',
+    because: /no map may have/,
+    send: async ({ run, space, service }) =>
+      run(
+        {},
+        await allow(space, service.agent, BACKUP_ABILITIES, {
+          nb: { event: { toString: null } },
+        })
+      ),
+  },
   'no event': {
     outcome: 'Unauthorized',
     send: ({ invoke }) => invoke({ nb: {}, attach: [] }),

@@ -5,6 +5,13 @@ import { sha256 } from 'multiformats/hashes/sha2'
 import { InvalidBodyError } from '../errors.ts'
 
 /**
+ * How DAG-CBOR writes the text `__proto__`. Its decoder makes a map with that
+ * key pass for bytes or for a link, whose methods then throw. No request needs
+ * the word, not even as a value, so that the place need not be looked at.
+ */
+const PROTO = Buffer.from('\x69__proto__', 'latin1')
+
+/**
  * Checks that a body is a CAR and that every block in it hashes to its CID.
  * Ucanto takes blocks at their word: one with a false CID could pass for a
  * delegation that nobody gave.
@@ -12,6 +19,11 @@ import { InvalidBodyError } from '../errors.ts'
  * @throws {@link InvalidBodyError}
  */
 export async function verifyBlocks(body: Uint8Array): Promise<void> {
+  if (Buffer.from(body.buffer, body.byteOffset, body.length).includes(PROTO)) {
+    throw new InvalidBodyError(
+      'the body has the text __proto__, which no message may have'
+    )
+  }
   let reader: CarBufferReader
   try {
     reader = CarBufferReader.fromBytes(body)

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import * as dagCBOR from '@ipld/dag-cbor'
 import { CAR } from '@ucanto/core'
 import * as fc from 'fast-check'
 import { CID } from 'multiformats/cid'
@@ -28,6 +29,26 @@ describe('verifyBlocks', () => {
         bytes,
       })
     )
+  })
+
+  it('refuses maps that would pass for something else', async () => {
+    const bytes = dagCBOR.encode({
+      issuer: { ['__proto__']: new Uint8Array() },
+    })
+    assert.ok(
+      (dagCBOR.decode(bytes) as { issuer: unknown }).issuer instanceof
+        Uint8Array,
+      'that is why'
+    )
+    for (const cid of [
+      (await blockOf(bytes)).cid,
+      CID.createV1(dagCBOR.code, identity.digest(bytes)),
+    ]) {
+      await assert.rejects(verifyBlocks(carOf({ cid, bytes })), {
+        name: 'InvalidBodyError',
+        message: /__proto__/,
+      })
+    }
   })
 
   it('refuses a CAR of which any byte of a block is another', async () => {
