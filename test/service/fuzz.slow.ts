@@ -11,9 +11,13 @@ import type { Hono } from 'hono'
 import { CID } from 'multiformats/cid'
 import { sha256 } from 'multiformats/hashes/sha2'
 import pino from 'pino'
+import { createOAuth, loopbackMetadata } from '../../src/atproto/oauth/index.ts'
+import { createSafeFetch } from '../../src/atproto/safe-fetch.ts'
+import { HandleNotFoundError } from '../../src/backup/index.ts'
 import { systemTime, withNativeSigning } from '../../src/node/index.ts'
 import { RHYTHM_LIMITS } from '../../src/scheduler/index.ts'
 import { createApp } from '../../src/service/http/app.ts'
+import { createGrantKeeper } from '../../src/service/grants.ts'
 import { createProvisioning } from '../../src/service/provisioning.ts'
 import { createRates } from '../../src/service/rates.ts'
 import { createRevocations } from '../../src/service/revocations.ts'
@@ -45,13 +49,20 @@ const PROBLEMS: Record<number, string[]> = {
 }
 
 const FAILURES = [
+  'AccountNotFound',
+  'DelegationEndsTooSoon',
+  'DelegationSpaceMismatch',
   'HandlerNotFound',
   'InsufficientDelegation',
   'InvalidAudience',
   'InvalidEvent',
+  'InvalidPause',
+  'InvalidReturn',
+  'InvalidRhythm',
   'InvocationCapabilityError',
   'MissingBlock',
   'RunNotFound',
+  'ScheduleNotFound',
   'TooManyEvents',
   'TooManyHeads',
   'TooManySignatures',
@@ -102,10 +113,22 @@ describe('fuzzed requests', () => {
       runner: { kick: () => {} },
       identities: {
         async resolve() {
-          throw new Error('nobody is looked up')
+          throw new HandleNotFoundError('nobody has a handle here')
         },
       },
-      grants: undefined,
+      grants: createGrantKeeper({
+        agent: service,
+        grants: stores.grants,
+        oauth: createOAuth({
+          metadata: loopbackMetadata(new URL('http://127.0.0.1/callback')),
+          fetch: createSafeFetch({ allowPrivateNetwork: false }),
+          plcUrl: new URL('https://plc.example'),
+          allowHttp: false,
+        }),
+        readAuthorization: async () => undefined,
+        time,
+        logger,
+      }),
       publisher: { publish: async () => false },
       time,
       logger,
@@ -325,16 +348,34 @@ describe('fuzzed requests', () => {
   })
 
   it('that are signed, and ask for anything, are answered by name', async () => {
+    const delegation = await allow(space, service, ['*'])
+    const attach = [...delegation.iterateIPLDBlocks()] as never[]
+    const field = fc.oneof(
+      fc.constantFrom('*', '0', '*/5', '1-5', '61', 'L', 'mon#2', '?'),
+      fc.string({ maxLength: 4 })
+    )
+    const cron = fc
+      .array(field, { minLength: 4, maxLength: 7 })
+      .map((fields) => fields.join(' '))
     const capabilities = fc.oneof(
       fc.record({
         can: fc.constantFrom(
+          'authorization/complete',
+          'authorization/list',
+          'authorization/request',
+          'authorization/revoke',
+          'backup/pause',
+          'backup/perform',
+          'backup/resume',
+          'backup/run',
+          'backup/schedule',
+          'backup/schedules',
+          'backup/status',
+          'backup/unschedule',
+          'clock/*',
           'clock/advance',
           'clock/head',
-          'backup/run',
-          'backup/status',
-          'ucan/revoke',
-          'clock/*',
-          'backup/perform'
+          'ucan/revoke'
         ),
         nb: fc.oneof(
           value,
@@ -342,10 +383,19 @@ describe('fuzzed requests', () => {
             {
               event: value,
               account: fc.oneof(fc.constant(account), value),
-              include: value,
-              delegation: value,
+              include: fc.oneof(fc.constant(['blobs']), value),
+              delegation: fc.oneof(fc.constant(delegation.cid), value),
+              every: fc.oneof(fc.integer(), value),
+              cron: fc.oneof(cron, value),
+              timezone: fc.oneof(fc.constant('Europe/Berlin'), value),
+              until: fc.oneof(
+                fc.integer(),
+                fc.integer({ min: -10, max: 1000 }).map(seconds),
+                value
+              ),
+              returnTo: fc.oneof(fc.webUrl(), value),
               run: value,
-              ucan: value,
+              ucan: fc.oneof(fc.constant(delegation.cid), value),
               proof: value,
             },
             { requiredKeys: [] }
@@ -360,7 +410,7 @@ describe('fuzzed requests', () => {
       async ([capability, facts]) => {
         let body: Uint8Array
         try {
-          body = await requestOf(await invoke(capability, { facts }))
+          body = await requestOf(await invoke(capability, { attach, facts }))
         } catch {
           // UCANs have no encoding for it: nobody can send it.
           return
@@ -368,7 +418,12 @@ describe('fuzzed requests', () => {
         for (const name of await send(body)) seen.add(name)
       }
     )
-    assert.ok(seen.has('Unauthorized') && seen.has('ok'), [...seen].join())
+    assert.deepEqual(
+      ['InvalidPause', 'InvalidRhythm', 'Unauthorized', 'ok'].filter(
+        (name) => !seen.has(name)
+      ),
+      []
+    )
   })
 
   it('that are signed, with events of any kind, are answered by name', async () => {
