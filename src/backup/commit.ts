@@ -1,6 +1,7 @@
 import { verifySignature } from '@atproto/crypto'
 import * as dagCBOR from '@ipld/dag-cbor'
 import { CID } from 'multiformats/cid'
+import { isBytes } from '../space/bytes.ts'
 import { InvalidRepoError } from './errors.ts'
 import type { Commit, CommitSignature, DID, Identity } from './interface.ts'
 
@@ -37,7 +38,7 @@ export function decodeCommit(bytes: Uint8Array, account: DID): Commit {
   if (typeof rev !== 'string' || !TID.test(rev)) {
     throw new InvalidRepoError('the commit has no revision')
   }
-  if (!(sig instanceof Uint8Array)) {
+  if (!isBytes(sig)) {
     throw new InvalidRepoError('the commit is not signed')
   }
   return {

@@ -6,6 +6,7 @@
  */
 import * as dagCBOR from '@ipld/dag-cbor'
 import { CID } from 'multiformats/cid'
+import { isBytes } from '../space/bytes.ts'
 import { InvalidRepoError } from './errors.ts'
 
 const DAG_CBOR_CODE = 0x71
@@ -47,7 +48,7 @@ export function decodeMstNode(bytes: Uint8Array): MstNode {
     if (
       typeof p !== 'number' ||
       !(p >= 0 && p <= previous.length) ||
-      !(k instanceof Uint8Array) ||
+      !isBytes(k) ||
       p + k.length > MAX_KEY_SIZE
     ) {
       throw invalid('has an entry without a proper key')

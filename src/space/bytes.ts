@@ -11,3 +11,12 @@ export function compareBytes(a: Uint8Array, b: Uint8Array): number {
   }
   return a.length - b.length
 }
+
+/**
+ * Whether something that DAG-CBOR decoded to is bytes. A map with the key
+ * `__proto__` passes for an instance of `Uint8Array`, and throws when it is
+ * used as one: it has no buffer.
+ */
+export function isBytes(value: unknown): value is Uint8Array {
+  return value instanceof Uint8Array && ArrayBuffer.isView(value)
+}

@@ -3,7 +3,7 @@ import type { Link, UnknownLink } from 'multiformats'
 import { CID } from 'multiformats/cid'
 import * as raw from 'multiformats/codecs/raw'
 import { sha256 } from 'multiformats/hashes/sha2'
-import { compareBytes } from './bytes.ts'
+import { compareBytes, isBytes } from './bytes.ts'
 import { DecodeError, TooLargeError, UnknownVersionError } from './errors.ts'
 import type { DID } from './interface.ts'
 
@@ -244,7 +244,7 @@ export const recipient: Check<string> = pattern(
 
 /** Any bytes. */
 export function bytes(value: unknown, path: string): Uint8Array {
-  if (!(value instanceof Uint8Array)) {
+  if (!isBytes(value)) {
     throw new DecodeError(`${path} must be bytes`)
   }
   return value

@@ -10,6 +10,9 @@ import { decodeCommit, verifyCommit } from '../../src/backup/commit.ts'
 
 const DID = 'did:plc:ewvi7nxzyoun6zhxrhs64oiz'
 
+/** What decodes to something that passes for bytes. */
+const seemingBytes = { ['__proto__']: new Uint8Array() }
+
 describe('blocks of a repository', () => {
   let link: CID
   let foreign: CID
@@ -48,6 +51,10 @@ describe('blocks of a repository', () => {
       ['no entries', () => ({ l: null })],
       ['an entry that is none', () => ({ l: null, e: [null] })],
       ['no key', () => ({ l: null, e: [{ ...entry(), k: 'text' }] })],
+      [
+        'a key that passes for bytes',
+        () => ({ l: null, e: [{ ...entry(), k: seemingBytes }] }),
+      ],
       [
         'a shared part that is longer than the key before',
         () => ({ l: null, e: [{ ...entry(), p: 1 }] }),
@@ -112,15 +119,16 @@ describe('blocks of a repository', () => {
       assert.equal(decodeCommit(dagCBOR.encode(older), DID).version, 2)
     })
 
-    const bad: Record<string, unknown> = {
-      did: 'did:plc:aaaaaaaaaaaaaaaaaaaaaaaa',
-      version: 4,
-      data: 'tree',
-      rev: 'yesterday',
-      sig: 'signed',
-    }
-    for (const [field, value] of Object.entries(bad)) {
-      it(`is refused with a ${field} that is none`, () => {
+    const bad: [string, unknown][] = [
+      ['did', 'did:plc:aaaaaaaaaaaaaaaaaaaaaaaa'],
+      ['version', 4],
+      ['data', 'tree'],
+      ['rev', 'yesterday'],
+      ['sig', 'signed'],
+      ['sig', seemingBytes],
+    ]
+    for (const [field, value] of bad) {
+      it(`is refused with a ${field} that is none: ${typeof value}`, () => {
         assert.throws(
           () =>
             decodeCommit(dagCBOR.encode({ ...commit(), [field]: value }), DID),

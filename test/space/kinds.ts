@@ -68,6 +68,8 @@ export interface Kind {
 
 const notLinks = [null, 'text', 1, [], {}, raw, json, TOMBSTONE]
 const notIntegers = [-1, 0.5, 2n ** 63n, '1', null, true]
+/** What decodes to something that passes for bytes. */
+const seemingBytes = { ['__proto__']: new Uint8Array() }
 const notVersions = [0.5, '1', [1], null, { toString: null, valueOf: null }]
 
 export const kinds: Kind[] = [
@@ -160,7 +162,7 @@ export const kinds: Kind[] = [
     decode: decodeAuthorization,
     read: readAuthorization,
     invalid: {
-      sealed: [null, 'text', [1, 2], link],
+      sealed: [null, 'text', [1, 2], link, seemingBytes],
       expiration: notIntegers,
       seq: notIntegers,
       recipient: [null, '', 'age1', recipient.toUpperCase(), `${recipient}a`],
@@ -271,7 +273,13 @@ export const kinds: Kind[] = [
     read: readShare,
     invalid: {
       version: notVersions,
-      keys: [null, [], { likes: new Uint8Array(1) }, { mutes: 'text' }],
+      keys: [
+        null,
+        [],
+        { likes: new Uint8Array(1) },
+        { mutes: 'text' },
+        { mutes: seemingBytes },
+      ],
     },
   },
   {
@@ -335,6 +343,7 @@ export const kinds: Kind[] = [
       ],
       slices: [
         null,
+        seemingBytes,
         new Uint8Array(),
         new Uint8Array(43),
         new Uint8Array(45),
