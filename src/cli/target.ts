@@ -24,6 +24,9 @@ import type { Session } from './session.ts'
 /** `latest`, or the time of a backup or its beginning. */
 const TIME = /^(latest|\d{4}(-\d\d(-\d\d(T[\d:.]*Z?)?)?)?)$/
 
+/** A DID of an account, or something like a handle. */
+const ACCOUNT = /^(did:(plc|web):\S+|[a-z0-9-]+(\.[a-z0-9-]+)+)$/
+
 const MAX_DOCUMENT_SIZE = 2 * 1024 * 1024
 /** Times that are named where several could be meant. */
 const NAMED_TIMES = 5
@@ -200,9 +203,18 @@ export async function openTarget(
  * A DID as it is, a handle as it is written in DID documents.
  *
  * @param word - as somebody typed it, perhaps with an at sign
+ * @throws {@link UsageError} when it is neither
  */
 export function normalizeAccount(word: string): string {
-  return word.startsWith('did:') ? word : word.replace(/^@/, '').toLowerCase()
+  const account = word.startsWith('did:')
+    ? word
+    : word.replace(/^@/, '').toLowerCase()
+  if (!ACCOUNT.test(account)) {
+    throw new UsageError(
+      `${JSON.stringify(word)} is no account; give its handle, as in alice.bsky.social, or its DID, a did:plc or did:web`
+    )
+  }
+  return account
 }
 
 /**

@@ -154,6 +154,15 @@ describe('authorizing on the command line', () => {
       assert.match(finished.stderr, message)
     }
     await refused(['authorize', 'nobody.test'], 1, /nobody\.test/)
+    for (const words of [['not a handle!'], ['did:key:z6Mk'], ['alice']]) {
+      await refused(
+        ['authorize', ...words],
+        2,
+        /is no account; give its handle/
+      )
+      await refused(['authorizations', 'revoke', ...words], 2, /is no account/)
+      await refused(['backup', 'run', ...words], 2, /is no account/)
+    }
     await refused(
       ['authorize', account.handle, '--include', 'everything'],
       2,

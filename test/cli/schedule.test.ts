@@ -431,7 +431,7 @@ describe('schedules on the command line', () => {
         ['resume', 'did:x'],
         ['unschedule', 'did:key:z6Mk'],
       ]) {
-        await refused(words, 2, /is no account; give its handle, or its DID/)
+        await refused(words, 2, /is no account; give its handle/)
       }
       await refused(['pause', 'alice.test', '--for', 'ever'], 2, /--for: give/)
     })

@@ -92,7 +92,7 @@ function createScheduleCommand(
         given === undefined
           ? undefined
           : await readDelegation(given, '--delegation')
-      const account = await readAccount(session, word, io.signal)
+      const account = await resolveAccount(session, word, io.signal)
       // So that the backups go on where the agent's own clock stands.
       await session.clock()
       const { connection } = await session.service()
@@ -172,7 +172,7 @@ function createPauseCommand(program: Command, context: CommandContext): void {
     'bluesky-backups pause alice.bsky.social --for 8h',
     async ({ session, flags, io }, word) => {
       const until = readPause(flags['for'] as string | undefined)
-      const account = await readAccount(session, word, io.signal)
+      const account = await resolveAccount(session, word, io.signal)
       const { connection } = await session.service()
       const config = authority(session, 'backup/pause')
       const { schedule } = await askService(() =>
@@ -197,7 +197,7 @@ function createResumeCommand(program: Command, context: CommandContext): void {
     context,
     'bluesky-backups resume alice.bsky.social',
     async ({ session, io }, word) => {
-      const account = await readAccount(session, word, io.signal)
+      const account = await resolveAccount(session, word, io.signal)
       const { connection } = await session.service()
       const config = authority(session, 'backup/resume')
       const { schedule } = await askService(() =>
@@ -227,7 +227,7 @@ function createUnscheduleCommand(
     context,
     'bluesky-backups unschedule alice.bsky.social',
     async ({ session, io }, word) => {
-      const account = await readAccount(session, word, io.signal)
+      const account = await resolveAccount(session, word, io.signal)
       const { connection } = await session.service()
       const config = authority(session, 'backup/unschedule')
       const { schedule } = await askService(() =>
@@ -329,19 +329,6 @@ function readPause(text: string | undefined): number | undefined {
     throw new UsageError('--for: give a number and a unit, as in 8h or 2d')
   }
   return Math.floor(Date.now() / 1000) + seconds
-}
-
-async function readAccount(
-  session: Session,
-  word: string,
-  signal: AbortSignal
-): Promise<AccountDID> {
-  if (word.startsWith('did:') && !/^did:(plc|web):\S+$/.test(word)) {
-    throw new UsageError(
-      `"${word}" is no account; give its handle, or its DID, a did:plc or did:web`
-    )
-  }
-  return resolveAccount(session, word, signal)
 }
 
 function showSchedule(schedule: Protocol.Schedule) {
