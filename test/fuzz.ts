@@ -7,7 +7,7 @@ import * as Digest from 'multiformats/hashes/digest'
 export const FUZZ_CASES = Number(process.env.FUZZ_CASES ?? 100_000)
 
 /** Milliseconds after which a case hangs. */
-export const FUZZ_TIMEOUT = 10_000
+const TIMEOUT = 10_000
 
 const link = fc
   .tuple(
@@ -150,4 +150,20 @@ export function tryEncode(value: unknown): Uint8Array | undefined {
   } catch {
     return undefined
   }
+}
+
+/**
+ * Checks something with many values.
+ *
+ * @param numRuns - how many; a fraction is rounded up
+ */
+export function fuzz<T>(
+  arbitrary: fc.Arbitrary<T>,
+  numRuns: number,
+  check: (value: T) => Promise<void>
+): Promise<void> {
+  return fc.assert(fc.asyncProperty(arbitrary, check), {
+    numRuns: Math.ceil(numRuns),
+    timeout: TIMEOUT,
+  })
 }

@@ -14,16 +14,7 @@ import {
   NoPdsError,
   type DID,
 } from '../../src/backup/index.ts'
-import {
-  change,
-  changed,
-  damage,
-  damaged,
-  FUZZ_CASES,
-  FUZZ_TIMEOUT,
-} from '../fuzz.ts'
-
-const CASES = Math.ceil(FUZZ_CASES * 0.02)
+import { change, changed, damage, damaged, FUZZ_CASES, fuzz } from '../fuzz.ts'
 
 describe('fuzzed identities', () => {
   let did: DID
@@ -70,7 +61,7 @@ describe('fuzzed identities', () => {
 
   it('lead to what they say, or are refused by name', async () => {
     const seen = new Set<string>()
-    await fuzz(
+    await fuzzJSON(
       () => document,
       (text) => {
         try {
@@ -94,7 +85,7 @@ describe('fuzzed identities', () => {
 
   it('have logs that name the keys that were signed, or none', async () => {
     const seen = new Set<string>()
-    await fuzz(
+    await fuzzJSON(
       () => log,
       async (text) => {
         try {
@@ -116,25 +107,25 @@ describe('fuzzed identities', () => {
 })
 
 /** Changes what is said as JSON, or damages the text of it. */
-function fuzz(
+function fuzzJSON(
   original: () => unknown,
   check: (text: string) => Promise<void> | void
 ): Promise<void> {
   const decoder = new TextDecoder()
-  return fc.assert(
-    fc.asyncProperty(
+  return fuzz(
+    fc.tuple(
       fc.array(change, { maxLength: 2 }),
-      fc.option(damage, { freq: 3 }),
-      async (changes, harm) => {
-        const text = JSON.stringify(
-          changes.reduce(changed, original()),
-          (_key, value: unknown) =>
-            typeof value === 'bigint' ? Number(value) : value
-        )
-        const bytes = new TextEncoder().encode(text)
-        await check(decoder.decode(harm ? damaged(bytes, bytes, harm) : bytes))
-      }
+      fc.option(damage, { freq: 3 })
     ),
-    { numRuns: CASES, timeout: FUZZ_TIMEOUT }
+    FUZZ_CASES * 0.02,
+    async ([changes, harm]) => {
+      const text = JSON.stringify(
+        changes.reduce(changed, original()),
+        (_key, value: unknown) =>
+          typeof value === 'bigint' ? Number(value) : value
+      )
+      const bytes = new TextEncoder().encode(text)
+      await check(decoder.decode(harm ? damaged(bytes, bytes, harm) : bytes))
+    }
   )
 }

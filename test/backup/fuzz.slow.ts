@@ -19,7 +19,7 @@ import {
   damage,
   damaged,
   FUZZ_CASES,
-  FUZZ_TIMEOUT,
+  fuzz,
   tryEncode,
 } from '../fuzz.ts'
 import { chunksOf } from './harness.ts'
@@ -135,6 +135,7 @@ describe('fuzzed repositories', () => {
     const seen = new Set<number | string>()
     await fuzz(
       fc.array(damage, { minLength: 1, maxLength: 3 }),
+      CASES,
       async (harms) => {
         const outcome = await verify(
           harms.reduce((bytes, harm) => damaged(bytes, car, harm), car)
@@ -150,6 +151,7 @@ describe('fuzzed repositories', () => {
       const seen = new Set<number | string>()
       await fuzz(
         fc.array(change, { minLength: 1, maxLength: 2 }),
+        CASES,
         async (changes) => {
           const car = await carOf((what, value) =>
             what === victim ? changes.reduce(changed, value) : value
@@ -161,13 +163,3 @@ describe('fuzzed repositories', () => {
     })
   }
 })
-
-function fuzz<T>(
-  arbitrary: fc.Arbitrary<T>,
-  check: (mutant: T) => Promise<void>
-): Promise<void> {
-  return fc.assert(fc.asyncProperty(arbitrary, check), {
-    numRuns: CASES,
-    timeout: FUZZ_TIMEOUT,
-  })
-}

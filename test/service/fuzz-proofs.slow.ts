@@ -8,7 +8,7 @@ import Database from 'better-sqlite3'
 import fc from 'fast-check'
 import { withNativeSigning } from '../../src/node/index.ts'
 import { openStores, type Stores } from '../../src/stores/index.ts'
-import { damage, damaged, FUZZ_CASES, FUZZ_TIMEOUT } from '../fuzz.ts'
+import { damage, damaged, FUZZ_CASES, fuzz } from '../fuzz.ts'
 import {
   allow,
   eventOf,
@@ -443,14 +443,3 @@ describe('fuzzed proofs', () => {
     assert.deepEqual(kept(), before)
   })
 })
-
-function fuzz<T>(
-  arbitrary: fc.Arbitrary<T>,
-  numRuns: number,
-  check: (value: T) => Promise<void>
-): Promise<void> {
-  return fc.assert(fc.asyncProperty(arbitrary, check), {
-    numRuns,
-    timeout: FUZZ_TIMEOUT,
-  })
-}

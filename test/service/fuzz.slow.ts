@@ -32,7 +32,7 @@ import {
   damage,
   damaged,
   FUZZ_CASES,
-  FUZZ_TIMEOUT,
+  fuzz,
   tryEncode,
   value,
 } from '../fuzz.ts'
@@ -453,17 +453,6 @@ describe('fuzzed requests', () => {
     )
   })
 })
-
-function fuzz<T>(
-  arbitrary: fc.Arbitrary<T>,
-  numRuns: number,
-  check: (mutant: T) => Promise<void>
-): Promise<void> {
-  return fc.assert(fc.asyncProperty(arbitrary, check), {
-    numRuns: Math.ceil(numRuns),
-    timeout: FUZZ_TIMEOUT,
-  })
-}
 
 type Block = { cid: CID; bytes: Uint8Array }
 

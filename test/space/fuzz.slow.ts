@@ -21,7 +21,7 @@ import {
   damage,
   damaged,
   FUZZ_CASES,
-  FUZZ_TIMEOUT,
+  fuzz,
   tryEncode,
 } from '../fuzz.ts'
 import { alice, bob, hour, linkOf, MemoryBlocks, phone } from './helpers.ts'
@@ -158,17 +158,6 @@ describe('fuzzed states', () => {
     assert.ok(unreadable > 0 && merged > 0)
   })
 })
-
-function fuzz<T>(
-  arbitrary: fc.Arbitrary<T>,
-  numRuns: number,
-  check: (mutant: T) => Promise<void>
-): Promise<void> {
-  return fc.assert(fc.asyncProperty(arbitrary, check), {
-    numRuns,
-    timeout: FUZZ_TIMEOUT,
-  })
-}
 
 async function blockOf(
   bytes: Uint8Array,
