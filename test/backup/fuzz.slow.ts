@@ -143,7 +143,7 @@ describe('fuzzed repositories', () => {
         seen.add(outcome)
       }
     )
-    assert.ok(seen.has(4) && seen.has('InvalidRepoError'), [...seen].join())
+    assert.ok(seen.has('InvalidRepoError'), [...seen].join())
   })
 
   for (const victim of ['record', 'leaf', 'tree', 'unsigned', 'commit']) {
@@ -159,7 +159,15 @@ describe('fuzzed repositories', () => {
           seen.add(await verify(car))
         }
       )
-      assert.ok(seen.size > 1 || victim === 'record', [...seen].join())
+      // What a record says is its author's business: it is kept as it is.
+      if (victim === 'record') assert.deepEqual([...seen], [4])
+      else assert.ok(seen.has('InvalidRepoError'), [...seen].join())
+      // A change that changes nothing leaves the signature valid.
+      if (victim === 'commit') {
+        for (const outcome of seen) {
+          assert.ok(outcome === 4 || outcome === 'InvalidRepoError')
+        }
+      }
     })
   }
 })
