@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Signer } from '@ucanto/interface'
 import { ed25519 } from '@ucanto/principal'
 import { HostError } from '../../src/backup/index.ts'
@@ -14,6 +15,7 @@ import {
 } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
+import { openLoopbackServer } from '../network/loopback-server.ts'
 import {
   createTestGrants,
   HeldTime,
@@ -106,6 +108,47 @@ describe('grants', () => {
     assert.equal(refused.status, 403)
     await refused.body?.cancel()
   })
+
+  for (const path of ['/oauth/par', '/xrpc/par']) {
+    it(`take no large answer from ${path} of a host that names its endpoints so`, async () => {
+      await using server = await openLoopbackServer()
+      let sent = 0
+      server.serve(async (_request, response) => {
+        response.on('error', () => {})
+        response.writeHead(201, { 'content-type': 'application/json' })
+        const part = Buffer.alloc(64 * 1024, ' ')
+        for (
+          ;
+          sent < 64 * 1024 ** 2 && !response.destroyed;
+          sent += part.length
+        )
+          if (!response.write(part)) await sleep(1)
+        response.end()
+      })
+      const known = await fetch(
+        new URL('/.well-known/oauth-authorization-server', network.pds.url)
+      )
+      const metadata = (await known.json()) as Record<string, unknown>
+      const { keeper } = create({
+        answer: (url) =>
+          url.pathname === '/.well-known/oauth-authorization-server'
+            ? Response.json({
+                ...metadata,
+                pushed_authorization_request_endpoint: server.url + path,
+              })
+            : undefined,
+      })
+      await assert.rejects(
+        keeper.request({
+          space: SPACE,
+          account: alice.did as DID,
+          delegation: Uint8Array.of(1),
+        })
+      )
+      assert.ok(sent > 0, 'the host was asked there')
+      assert.ok(sent < 32 * 1024 ** 2, `${sent} bytes were taken`)
+    })
+  }
 
   it('ask for more of a host that knows no scopes by name', async () => {
     const asked: string[] = []

@@ -331,8 +331,16 @@ function guarded(
       ...init,
       redirect: redirect === 'follow' ? 'error' : redirect,
     }
-    if (url.pathname.startsWith('/xrpc/')) return fetch.stream(input, options)
     const method = init.method ?? request?.method ?? 'GET'
+    // A host names its own endpoints: one that is elsewhere for no reason is
+    // still held to what an answer of it may be.
+    if (
+      purpose === 'read' &&
+      method === 'GET' &&
+      url.pathname.startsWith('/xrpc/')
+    ) {
+      return fetch.stream(input, options)
+    }
     if (method === 'POST') {
       const form = new URLSearchParams(
         request ? await request.clone().text() : String(init.body as string)
