@@ -61,7 +61,14 @@ export async function verifyCommit(
   keys: Pick<Identity, 'signingKey' | 'previousSigningKeys'>
 ): Promise<CommitSignature> {
   const { sig, ...unsigned } = dagCBOR.decode<{ sig: Uint8Array }>(bytes)
-  const message = dagCBOR.encode(unsigned)
+  let message: Uint8Array
+  try {
+    message = dagCBOR.encode(unsigned)
+  } catch (cause) {
+    throw new InvalidRepoError('the commit has a field that cannot be signed', {
+      cause,
+    })
+  }
   const signedBy = async (key: DID) => {
     try {
       return await verifySignature(key, message, sig)

@@ -152,6 +152,16 @@ describe('blocks of a repository', () => {
       )
     })
 
+    it('is refused with a field of any name that cannot be signed', async () => {
+      await assert.rejects(
+        verifyCommit(dagCBOR.encode({ ...commit(), other: seemingBytes }), {
+          signingKey: 'did:key:z6MkkKKKKK',
+          previousSigningKeys: [],
+        }),
+        { name: 'InvalidRepoError', message: /cannot be signed/ }
+      )
+    })
+
     it('is signed by none of keys that cannot sign', async () => {
       await assert.rejects(
         verifyCommit(dagCBOR.encode(commit()), {
