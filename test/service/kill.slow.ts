@@ -99,6 +99,7 @@ async function killAgainAndAgain(
       await service.kill()
       await starting
     }
+    await store.settled()
     stores ??= resources.use(await openStores(store.options))
     head = await checkRound(stores, space, { round, head, advances })
     sent.push(...advances)

@@ -151,7 +151,7 @@ async function killAgainAndAgain(
         space: SPACE,
         account,
         key: ed25519.format(agent),
-        stores: store.options,
+        stores: store.serviceOptions,
         steps: true,
       })
       ahead += HOUR
@@ -173,6 +173,7 @@ async function killAgainAndAgain(
 
     // What the host has done by now, it has done.
     await sleep(50)
+    await store.settled()
     const isTaken = taken.length > takenBefore
     assert.ok(taken.length - takenBefore <= 1, said)
     assert.equal(refused.length, refusedBefore, said)

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import type { StoresOptions } from '../../src/stores/index.ts'
 import { createFolder } from './harness.ts'
@@ -10,6 +11,13 @@ export interface TestStore extends AsyncDisposable {
   databaseUrl?: string
   /** How a test opens the stores beside the services. */
   options: StoresOptions
+  /** How services open them that are given no folder. */
+  serviceOptions: StoresOptions
+  /**
+   * Waits until nobody works for services that were killed. The statement that
+   * a server was sent last is still carried out, even if that is a commit.
+   */
+  settled(): Promise<void>
 }
 
 /** PostgreSQL for the slow suites, if there is one. */
@@ -19,9 +27,12 @@ export const databaseServer =
 /** The file that services keep in their data folder. */
 export async function createEmbeddedStore(): Promise<TestStore> {
   const folder = await createFolder()
+  const options = { path: join(folder.path, 'service.sqlite') }
   return {
     dataFolder: folder.path,
-    options: { path: join(folder.path, 'service.sqlite') },
+    options,
+    serviceOptions: options,
+    settled: async () => {},
     [Symbol.asyncDispose]: () => folder[Symbol.asyncDispose](),
   }
 }
@@ -35,6 +46,8 @@ export async function createPostgresStore(
   const schema = `test_${randomUUID().replaceAll('-', '')}`
   const url = new URL(serverUrl)
   url.searchParams.set('options', `-c search_path=${schema}`)
+  const options = { databaseUrl: url.href.replaceAll('+', '%20') }
+  url.searchParams.set('application_name', schema)
   const databaseUrl = url.href.replaceAll('+', '%20')
   const database = new pg.Client(serverUrl)
   await database.connect()
@@ -48,7 +61,18 @@ export async function createPostgresStore(
   return {
     dataFolder: folder.path,
     databaseUrl,
-    options: { databaseUrl },
+    options,
+    serviceOptions: { databaseUrl },
+    async settled() {
+      const isBusy = async () => {
+        const { rowCount } = await database.query(
+          'select from pg_stat_activity where application_name = $1',
+          [schema]
+        )
+        return rowCount !== 0
+      }
+      while (await isBusy()) await sleep(5)
+    },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
