@@ -18,6 +18,7 @@ export type { PrivateContext } from './private.ts'
 export { chunksOf, streamOf } from './streams.ts'
 export {
   mergeEvents,
+  recordAuthorization,
   recordChange,
   type MergedEvents,
   type RecordContext,

@@ -1,4 +1,5 @@
 import type {
+  Authorization,
   Block,
   CommitSignature,
   BlockFetcher,
@@ -235,8 +236,12 @@ export interface Journal {
 export interface AuthorizationJournal {
   /** @returns the grant for an account, unless the clock has it */
   pending(account: DID): Promise<AgentAuthorization | undefined>
-  /** Called when the clock has it. */
-  recorded(account: DID, authorization: AgentAuthorization): Promise<void>
+  /**
+   * Called when the clock has it, or has a greater one that it had before.
+   *
+   * @param found - what the clock has
+   */
+  recorded(account: DID, found: Authorization): Promise<void>
 }
 
 /** One uploaded shard and the blobs that are complete with it. */

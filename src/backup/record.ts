@@ -7,17 +7,21 @@ import {
   encodeBackup,
   encodeJSONText,
   encodeMissingBlob,
+  listAuthorizations,
   mergeHeads,
   putAll,
+  setAuthorization,
 } from '../space/index.ts'
 import { BlockOverlay } from './block-overlay.ts'
 import type {
+  Authorization,
   Backup,
   Block,
   BlockFetcher,
   CallOptions,
   Clock,
   CommitSignature,
+  DID,
   Event,
   EventLink,
   Identity,
@@ -142,8 +146,11 @@ export async function recordBackup(
     { base, state: added.root, additions: [...additions, ...added.additions] },
     { ...found, root: block.cid }
   )
-  if (authorization)
-    await context.authorizations?.recorded(account, authorization)
+  if (authorization) {
+    const { agent } = authorization
+    const found = await findAuthorization(overlay, added.root, account, agent)
+    if (found) await context.authorizations?.recorded(account, found)
+  }
   return { backup: { timestamp, link: block.cid, value }, event }
 }
 
@@ -188,6 +195,48 @@ export async function recordChange(
     { overlay, signal }
   )
   return { state, event }
+}
+
+/**
+ * Puts the authorization of an agent into a Space, unless there is a greater
+ * one of the same agent.
+ *
+ * @returns what the Space has
+ * @throws {@link BackupError} when the Space or the clock takes no more
+ */
+export async function recordAuthorization(
+  context: RecordContext,
+  {
+    account,
+    agent,
+    authorization,
+  }: { account: DID; agent: DID; authorization: Authorization },
+  options: CallOptions = {}
+): Promise<Authorization | undefined> {
+  let found: Authorization | undefined
+  await recordChange(
+    context,
+    async (fetcher, state) => {
+      const change = { account, agent, authorization }
+      const revision = await setAuthorization(fetcher, state, change)
+      const overlay = new BlockOverlay(fetcher)
+      overlay.put(revision.additions)
+      found = await findAuthorization(overlay, revision.root, account, agent)
+      return revision
+    },
+    options
+  )
+  return found
+}
+
+async function findAuthorization(
+  fetcher: BlockFetcher,
+  state: Link<State>,
+  account: DID,
+  agent: DID
+): Promise<Authorization | undefined> {
+  const [own] = await listAuthorizations(fetcher, state, account, { agent })
+  return own?.authorization
 }
 
 /** Makes an event of a new state, and has the Space and the clock take it. */

@@ -135,6 +135,8 @@ export interface Granted {
   agent: string
   /** Parts of backups that it allows. */
   parts: string[]
+  /** Parts that were asked for as well, and that the host does not grant. */
+  missing: string[]
   /** Unix seconds until which there has to be another, however it is used. */
   expiration: number
 }
@@ -155,8 +157,12 @@ export interface Grant {
   reason?: { name: string; message: string }
   /** Parts of backups that it allows. */
   parts: string[]
+  /** Parts that were asked for as well, and that the host does not grant. */
+  missing: string[]
   /** What the host has granted, as OAuth has it. */
   scope: string
+  /** Grows when other scopes are asked for than before. */
+  scopeVersion: number
   /** Unix milliseconds. */
   created: number
   /** Unix milliseconds of the last refresh. */
@@ -173,6 +179,16 @@ export interface ListSuccess {
 export interface RevokeSuccess {
   /** Whether there was one. */
   revoked: boolean
+  /**
+   * Whether the host of the account has confirmed that it takes nothing of it
+   * any more. Where it has not, the service tells it again until it has.
+   */
+  confirmed: boolean
+}
+
+/** What the Space has of it cannot be read for now. */
+export interface SpaceUnavailable extends Failure {
+  name: 'SpaceUnavailable'
 }
 
 /** There is no such account, or its handle points elsewhere. */
@@ -212,7 +228,11 @@ export type RequestFailure =
 export interface AuthorizationService {
   request: ServiceMethod<AuthorizationRequest, RequestSuccess, RequestFailure>
   list: ServiceMethod<AuthorizationList, ListSuccess, TryLater>
-  revoke: ServiceMethod<AuthorizationRevoke, RevokeSuccess, TryLater>
+  revoke: ServiceMethod<
+    AuthorizationRevoke,
+    RevokeSuccess,
+    SpaceUnavailable | TryLater
+  >
 }
 
 export type AuthorizationRequest = ReturnType<typeof request.create>

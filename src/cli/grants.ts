@@ -7,20 +7,19 @@ import {
   createOAuth,
   loopbackMetadata,
 } from '../atproto/oauth/index.ts'
-import { recordChange, type AuthorizationJournal } from '../backup/index.ts'
+import {
+  recordAuthorization,
+  type AuthorizationJournal,
+} from '../backup/index.ts'
 import { systemTime } from '../node/index.ts'
+import { GrantRequestError } from '../service/grant-errors.ts'
 import {
   createGrantKeeper,
-  GrantRequestError,
   type ConcludedRequest,
   type GrantKeeper,
 } from '../service/grants.ts'
 import { PAGE_HEADERS, renderPage, type Page } from '../service/http/page.ts'
-import {
-  listAuthorizations,
-  setAuthorization,
-  type DID,
-} from '../space/index.ts'
+import { listAuthorizations, type DID } from '../space/index.ts'
 import type { Session } from './session.ts'
 import { viewSpace } from './target.ts'
 import { openRecord } from './writer.ts'
@@ -28,12 +27,21 @@ import { openRecord } from './writer.ts'
 /** Hosts send users back to this machine, and nowhere else. */
 const LOOPBACK = '127.0.0.1'
 
+/** Numbers of an authorization, before it is left to the next command. */
+const MAX_ROUNDS = 3
+
+/** Sessions that are given back along with a command, at most. */
+const MAX_RETURNS = 20
+
 /** What the agent was let into by its user. */
 export interface AgentGrants {
   keeper: GrantKeeper
   /** Grants go along with backups that the agent makes. */
   journal: AuthorizationJournal
-  /** Writes what is not in the Space yet. */
+  /**
+   * Writes what is not in the Space yet, and gives back what hosts have not
+   * confirmed. What cannot be done now is done along with a later command.
+   */
   publish(account: DID, signal: AbortSignal): Promise<void>
 }
 
@@ -62,10 +70,13 @@ export async function openGrants(
       allowHttp: config.allowPrivateNetwork,
     }),
     readAuthorization: async (_space, account) => {
-      const { blocks, state } = await viewSpace(session)
+      const { blocks, state, isWhole } = await viewSpace(session)
       const [own] = await listAuthorizations(blocks, state, account, {
         agent: agent.did(),
       })
+      if (!own && !isWhole) {
+        throw new Error('a part of the state in the Space cannot be read')
+      }
       return own?.authorization
     },
     time: systemTime,
@@ -78,22 +89,35 @@ export async function openGrants(
       const { agent, authorization } = pending
       return { agent, authorization }
     },
-    recorded: (account, { authorization }) =>
-      keeper.published(space, account, authorization.seq),
+    async recorded(account, found) {
+      await keeper.published(space, account, found)
+    },
+  }
+  const publish = async (account: DID, signal: AbortSignal) => {
+    for (let round = 0; round < MAX_ROUNDS; round++) {
+      const pending = await journal.pending(account)
+      if (!pending) return
+      const found = await recordAuthorization(
+        await openRecord(session, signal),
+        { account, ...pending },
+        { signal }
+      )
+      if (await keeper.published(space, account, found)) return
+    }
   }
   return {
     keeper,
     journal,
     async publish(account, signal) {
-      const pending = await journal.pending(account)
-      if (!pending) return
-      await recordChange(
-        await openRecord(session, signal),
-        (fetcher, state) =>
-          setAuthorization(fetcher, state, { account, ...pending }),
-        { signal }
-      )
-      await journal.recorded(account, pending)
+      try {
+        await publish(account, signal)
+        await keeper.giveBack(systemTime.now(), { limit: MAX_RETURNS })
+      } catch (error) {
+        signal.throwIfAborted()
+        session.warn(
+          `the authorization for ${account} is kept here, and gets into the Space along with the next backup: ${(error as Error).message}`
+        )
+      }
     },
   }
 }
@@ -133,7 +157,17 @@ export async function authorizeHere(
       let status = 200
       let page = DONE
       try {
+        // Whoever comes back here is at the machine that has asked.
         const granted = await grants.keeper.conclude(url.searchParams)
+        if (granted.again) {
+          response.writeHead(303, {
+            ...PAGE_HEADERS,
+            location: granted.again.href,
+            connection: 'close',
+          })
+          response.end()
+          return
+        }
         await grants.publish(granted.account, signal)
         resolve(granted)
       } catch (error) {
@@ -165,6 +199,7 @@ export async function authorizeHere(
       account,
       ...(include ? { include } : {}),
       delegation: new Uint8Array(),
+      requester: session.client.did(),
     })
     show(url)
     const late = setTimeout(

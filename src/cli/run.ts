@@ -63,7 +63,7 @@ export async function runHere(
   const space = session.space()
   const { journal } = await session.stores()
   const grants = await openGrants(session)
-  return runBackup(
+  const outcome = await runBackup(
     {
       identities: session.identities,
       accounts: createAccountReader({ fetch: session.fetch }),
@@ -91,6 +91,9 @@ export async function runHere(
       onProgress,
     }
   )
+  // A run that found nothing new took no authorization along.
+  await grants.publish(outcome.account, io.signal)
+  return outcome
 }
 
 /**

@@ -38,6 +38,8 @@ export interface SpaceView {
   accounts: DID[]
   /** CIDs of the events at the head of the clock. */
   head: string[]
+  /** Whether all of the events could be read. */
+  isWhole: boolean
 }
 
 /** Reads the head of the clock and what it says. */
@@ -66,6 +68,7 @@ export async function viewSpace(session: Session): Promise<SpaceView> {
     state,
     accounts: await accounts(blocks, state),
     head: head.map(String),
+    isWhole: unreadable.length === 0,
   }
 }
 

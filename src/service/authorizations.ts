@@ -12,7 +12,7 @@ import { Authorization } from '../capabilities/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
 import { attachedDelegation, findAuthority } from './delegation.ts'
-import { GrantRequestError } from './grants.ts'
+import { GrantRequestError, SpaceUnreadableError } from './grant-errors.ts'
 import { failure } from './invocation.ts'
 
 /** Characters of an address to return to, at most. */
@@ -72,6 +72,7 @@ export function createAuthorizationService(
             account,
             ...(include ? { include } : {}),
             delegation: encodeDelegations([task, ...authority.ok]),
+            requester: invocation.issuer.did(),
             ...(returnTo ? { returnTo: returnTo.ok.href } : {}),
           })
           return answer({
@@ -94,10 +95,16 @@ export function createAuthorizationService(
     /** Gives a grant back, if there is one. */
     revoke: provide(Authorization.revoke, async ({ capability }) => {
       const { with: space, nb } = capability
-      const revoked = (await grants?.revoke(space, nb.account)) ?? false
-      // What is in the Space is the user's word; it is told at once.
-      if (revoked) await publisher.publish(space, nb.account)
-      return ok({ revoked })
+      if (!grants) return ok({ revoked: false, confirmed: true })
+      try {
+        const result = await grants.revoke(space, nb.account)
+        // What is in the Space is the user's word; it is told at once.
+        if (result.revoked) await publisher.publish(space, nb.account)
+        return ok(result)
+      } catch (error) {
+        if (!(error instanceof SpaceUnreadableError)) throw error
+        return failure('SpaceUnavailable', error.message)
+      }
     }),
   }
 }

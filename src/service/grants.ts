@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { Signer } from '@ucanto/interface'
+import { equals } from 'multiformats/bytes'
 import type { Logger } from 'pino'
-import { z } from 'zod'
 import {
   DEFAULT_PARTS,
   GrantEndedError,
@@ -10,20 +10,38 @@ import {
   partsIn,
   SCOPE_VERSION,
   type OAuth,
-  type OAuthSession,
 } from '../atproto/oauth/index.ts'
 import { HostError, type Time } from '../backup/index.ts'
 import type { Authorization as Protocol } from '../capabilities/index.ts'
 import {
   deriveIdentity,
-  openAuthorization,
   recipientOf,
-  sealAuthorization,
+  ReplayedAuthorizationError,
+  UnsealError,
   type AgentAuthorization,
   type Authorization,
   type DID,
 } from '../space/index.ts'
-import type { GrantStore, GrantUpdate, StoredGrant } from '../stores/index.ts'
+import type {
+  GrantRequest,
+  GrantReturn,
+  GrantStore,
+  GrantUpdate,
+  StoredGrant,
+} from '../stores/index.ts'
+import {
+  createGrantContents,
+  type GrantSubject,
+  type OpenedGrant,
+  type SealedGrant,
+} from './grant-content.ts'
+import {
+  asRequestError,
+  GrantRequestError,
+  ReauthorizeError,
+  SpaceUnreadableError,
+  type KnownRequest,
+} from './grant-errors.ts'
 
 /** How grants are kept. Times in milliseconds. */
 export interface GrantPolicy {
@@ -73,19 +91,34 @@ export interface NewGrantRequest {
   include?: readonly string[]
   /** CAR of the task that is concluded, and of what the service may do. */
   delegation: Uint8Array
+  /** DID of the agent that asks. */
+  requester: string
   /** Where the user may go when it is done. */
   returnTo?: string
 }
 
-/** What came of a request. */
-export interface ConcludedRequest {
-  space: DID
-  account: DID
+/** A request that nobody has concluded, for its user to look at. */
+export interface OpenRequest extends KnownRequest {
+  /** Parts of backups that were asked for. */
   parts: string[]
+  /** DID of the agent that has asked. */
+  requester: string
+}
+
+/** What came of a request. */
+export interface ConcludedRequest extends KnownRequest {
+  again?: undefined
+  parts: string[]
+  /** What was asked for as well, and is not granted. */
+  missing: string[]
   /** Unix seconds until which there has to be another grant. */
   expiration: number
-  delegation: Uint8Array
-  returnTo?: URL | undefined
+}
+
+/** A host that has granted nothing of what was asked for by its name. */
+export interface RepeatedRequest {
+  /** Where the user goes on, to be asked once more in the words of old hosts. */
+  again: URL
 }
 
 /** A way into an account, refreshed as it needs to be. */
@@ -129,18 +162,31 @@ export interface GrantKeeper {
   request(request: NewGrantRequest): Promise<{ url: URL; expiration: number }>
 
   /**
-   * Takes what a user came back with.
+   * Looks at the request that a user came back from. Nothing is traded yet.
    *
    * @param params - what the host of the account sent along
    * @throws {@link GrantRequestError}
    */
-  conclude(params: URLSearchParams): Promise<ConcludedRequest>
+  find(params: URLSearchParams): Promise<OpenRequest>
+
+  /**
+   * Takes what a user came back with.
+   *
+   * @param params - what the host of the account sent along
+   * @param options.refused - the user does not want it after all
+   * @throws {@link GrantRequestError}
+   */
+  conclude(
+    params: URLSearchParams,
+    options?: { refused?: boolean }
+  ): Promise<ConcludedRequest | RepeatedRequest>
 
   /**
    * @param options.delegation - CAR with a task and what allows to write the
    *   grant into the Space, for one that is only known from there
    * @returns the way in, or nothing if there is no grant
    * @throws {@link ReauthorizeError} {@link HostError}
+   *   {@link SpaceUnreadableError}
    */
   open(
     space: DID,
@@ -163,50 +209,42 @@ export interface GrantKeeper {
     options: { limit: number }
   ): Promise<{ space: DID; account: DID }[]>
 
-  /** Notes that the clock has it. */
-  published(space: DID, account: DID, seq: number): Promise<void>
+  /** Notes that it was tried in vain to have the clock have it. */
+  attempted(space: DID, account: DID): Promise<void>
+
+  /**
+   * Notes what the clock has now. Where that is another than the one that was
+   * pending, the later one is kept, and sealed anew if it has to be.
+   *
+   * @returns whether the clock has the latest, so that nothing is pending
+   */
+  published(
+    space: DID,
+    account: DID,
+    found: Authorization | undefined
+  ): Promise<boolean>
 
   /** @returns grants of the Space, in the order of their accounts */
   list(space: DID): Promise<Protocol.Grant[]>
 
   /**
-   * Gives a grant back to the host, and seals nothing in its place.
+   * Gives a grant back to the host, and seals nothing in its place. Where the
+   * host does not confirm, the session is kept until it has.
    *
-   * @returns whether there was one
+   * @returns whether there was one, and whether the host has confirmed
+   * @throws {@link SpaceUnreadableError}
    */
-  revoke(space: DID, account: DID): Promise<boolean>
-}
+  revoke(space: DID, account: DID): Promise<Protocol.RevokeSuccess>
 
-export type GrantRequestFailure =
-  | 'AuthorizationRefused'
-  | 'WrongAccount'
-  | 'AuthorizationExpired'
-  | 'HostRefused'
-  | 'HostUnavailable'
-  | 'TooManyRequests'
+  /**
+   * Tells hosts again what is given back, and what they have not confirmed.
+   *
+   * @param time - Unix milliseconds since which they were not told
+   */
+  giveBack(time: number, options: { limit: number }): Promise<void>
 
-/** Why a user has not let us in. */
-export class GrantRequestError extends Error {
-  override readonly name: GrantRequestFailure
-  /** What was asked for, where that is known. */
-  readonly request:
-    | Pick<ConcludedRequest, 'space' | 'account' | 'delegation' | 'returnTo'>
-    | undefined
-
-  constructor(
-    name: GrantRequestFailure,
-    message: string,
-    options: ErrorOptions & { request?: GrantRequestError['request'] } = {}
-  ) {
-    super(message, options)
-    this.name = name
-    this.request = options.request
-  }
-}
-
-/** There was a grant, and it has ended: the user has to authorize again. */
-export class ReauthorizeError extends Error {
-  override readonly name = 'ReauthorizeError'
+  /** Waits for all that must not be cut off: refreshes, and what users do. */
+  settle(): Promise<void>
 }
 
 export interface GrantKeeperContext {
@@ -214,7 +252,10 @@ export interface GrantKeeperContext {
   agent: Signer
   grants: GrantStore
   oauth: OAuth
-  /** Reads the agent's own authorization in the Space, if it is there. */
+  /**
+   * Reads the agent's own authorization in the Space. Throws where that cannot
+   * be told, as nothing means that there is none.
+   */
   readAuthorization: (
     space: DID,
     account: DID
@@ -223,29 +264,6 @@ export interface GrantKeeperContext {
   logger: Logger
   policy?: GrantPolicy
 }
-
-/** What is sealed of a grant. */
-const grantSchema = z.object({
-  version: z.literal(1),
-  session: z.string(),
-  scope: z.string(),
-  scopeVersion: z.number(),
-  /** Unix milliseconds of the consent. */
-  created: z.number(),
-  /** Unix milliseconds of the last refresh. */
-  refreshed: z.number(),
-  /** Unix milliseconds until which the session is good. */
-  until: z.number(),
-})
-
-type SealedGrant = z.infer<typeof grantSchema>
-
-/** What is sealed of a request: with `seq` 0, as no grant is. */
-const requestSchema = z.object({
-  version: z.literal(1),
-  state: z.string(),
-  returnTo: z.string().optional(),
-})
 
 interface LoadOptions {
   delegation?: Uint8Array
@@ -257,18 +275,40 @@ interface Held extends SealedGrant {
   seq: number
 }
 
+/** What has to be kept. */
+interface Keeping {
+  update: GrantUpdate
+  giveBack?: GrantReturn | undefined
+}
+
+/** Why a grant has ended that is not where it was; it may come back. */
+const LOST = 'GrantLostError'
+
 export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   const { agent, grants, oauth, time, logger, policy = GRANT_POLICY } = context
+  const contents = createGrantContents(agent)
   /** What could not be kept yet, by Space and account. */
-  const unkept = new Map<string, GrantUpdate>()
+  const unkept = new Map<string, Keeping>()
+  /** What must not be cut off. */
+  const busy = new Set<Promise<unknown>>()
 
-  const untilOf = ({ created, refreshed }: SealedGrant): number => {
+  const uncut = async <T>(work: () => Promise<T>): Promise<T> => {
+    const working = work()
+    busy.add(working)
+    try {
+      return await working
+    } finally {
+      busy.delete(working)
+    }
+  }
+
+  const untilOf = ({
+    created,
+    refreshed,
+  }: Pick<SealedGrant, 'created' | 'refreshed'>): number => {
     const { total, idle } = oauth.lifetimes
     return Math.floor(Math.min(created / 1000 + total, refreshed / 1000 + idle))
   }
-
-  const deriveRecipient = async (subject: { space: DID; account: DID }) =>
-    recipientOf(await deriveIdentity(agent, subject))
 
   /**
    * Seals a grant, or nothing in its place.
@@ -276,7 +316,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
    * @param details.recipient - the agent's, where it is at hand
    */
   const updateOf = async (
-    subject: { space: DID; account: DID },
+    subject: GrantSubject,
     {
       seq,
       grant,
@@ -289,17 +329,20 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       recipient?: string | undefined
     }
   ): Promise<GrantUpdate> => {
-    const recipient = known ?? (grant && (await deriveRecipient(subject)))
+    const recipient =
+      grant &&
+      (known ?? (await recipientOf(await deriveIdentity(agent, subject))))
     const expiration = grant ? untilOf(grant) : 0
-    const { sealed } = await sealAuthorization(
-      agent,
+    const now = time.now()
+    const sealed = await contents.sealGrant(
       {
         ...subject,
         seq,
         expiration,
         ...(recipient === undefined ? {} : { recipient }),
       },
-      encode(grant ?? {})
+      grant,
+      now
     )
     return {
       ...subject,
@@ -308,25 +351,30 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       expiration,
       recipient,
       scope: grant?.scope ?? '',
+      scopeVersion: grant?.scopeVersion ?? SCOPE_VERSION,
+      asked: grant?.asked ?? [],
       parts: grant ? partsIn(grant.scope) : [],
       state: grant ? 'active' : 'revoked',
       delegation,
-      created: grant?.created ?? time.now(),
-      refreshed: grant?.refreshed ?? time.now(),
+      created: grant?.created ?? now,
+      refreshed: grant?.refreshed ?? now,
     }
   }
 
   /** Makes it durable; what the database cannot take now is not given up. */
-  const keep = async (update: GrantUpdate): Promise<boolean> => {
-    const key = keyOf(update.space, update.account)
+  const keep = async (keeping: Keeping): Promise<boolean> => {
+    const { update, giveBack } = keeping
+    const key = keyOf(update)
     const deadline = time.now() + policy.keep
-    for (;;) {
+    for (let failures = 0; ; failures++) {
       try {
-        const isNewest = await grants.put(update, time.now())
+        const isNewest = await grants.put(update, time.now(), { giveBack })
         unkept.delete(key)
-        return isNewest
+        if (isNewest || failures === 0) return isNewest
+        // What seemed to fail may have taken effect.
+        return isSame(await grants.get(update.space, update.account), update)
       } catch (error) {
-        unkept.set(key, update)
+        unkept.set(key, keeping)
         if (time.now() >= deadline) throw error
         logger.error(
           { err: error, space: update.space, account: update.account },
@@ -337,81 +385,191 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     }
   }
 
-  const endedError = (account: DID, why: string) =>
-    new ReauthorizeError(`${account} has to be authorized again: ${why}`)
+  const endedError = (account: DID, why: string, options?: ErrorOptions) =>
+    new ReauthorizeError(
+      `${account} has to be authorized again: ${why}`,
+      options
+    )
+
+  /** @returns what to throw */
+  const end = async (
+    stored: StoredGrant,
+    reason: { name: string; message: string },
+    options?: ErrorOptions
+  ): Promise<ReauthorizeError> => {
+    const { space, account } = subjectOf(stored)
+    const { seq } = stored
+    if (stored.state === 'active') {
+      logger.warn({ space, account, seq, reason }, 'a grant has ended')
+    }
+    await grants.end(space, account, { seq, reason, now: time.now() })
+    return endedError(account, reason.message, options)
+  }
 
   /** @throws {@link ReauthorizeError} */
   const endIfPast = async (stored: StoredGrant): Promise<void> => {
-    const { seq, expiration } = stored
-    const space = stored.space as DID
-    const account = stored.account as DID
+    const { expiration } = stored
     if (time.now() < expiration * 1000) return
-    const reason = {
+    throw await end(stored, {
       name: 'GrantEndedError',
       message: `the grant was good until ${new Date(expiration * 1000).toISOString()}`,
+    })
+  }
+
+  /** @throws {@link SpaceUnreadableError} */
+  const readOwn = async ({
+    space,
+    account,
+  }: GrantSubject): Promise<Authorization | undefined> => {
+    try {
+      return await context.readAuthorization(space, account)
+    } catch (cause) {
+      throw new SpaceUnreadableError(
+        `the authorization for ${account} is in the Space, which cannot be read for now; try again later`,
+        { cause }
+      )
     }
-    await grants.end(space, account, { seq, reason, now: time.now() })
-    throw endedError(account, reason.message)
+  }
+
+  /** What the Space has, where nothing depends on its answer. */
+  const readQuietly = async (
+    subject: GrantSubject
+  ): Promise<Authorization | undefined> => {
+    try {
+      return await readOwn(subject)
+    } catch (error) {
+      logger.warn({ err: error, ...subject }, 'the Space was not asked')
+      return undefined
+    }
   }
 
   /**
    * The grant there is, from what is kept here or else from the Space.
    *
    * @param known - what it was before: the Space is not asked for that again
-   * @throws {@link ReauthorizeError}
+   * @throws {@link ReauthorizeError} {@link SpaceUnreadableError}
    */
   const load = async (
     space: DID,
     account: DID,
     { delegation = new Uint8Array(), known }: LoadOptions = {}
   ): Promise<{ held: Held; stored: StoredGrant } | undefined> => {
-    const left = unkept.get(keyOf(space, account))
+    const subject = { space, account }
+    const left = unkept.get(keyOf(subject))
     if (left) await keep(left)
     let stored = await grants.get(space, account)
     if (stored?.state === 'revoked') return undefined
-    if (stored?.state === 'ended') {
+    if (stored?.state === 'ended' && stored.reason?.name !== LOST) {
       throw endedError(account, stored.reason?.message ?? 'the grant has ended')
     }
     if (stored && !stored.sealed && stored.seq === known?.seq) {
       await endIfPast(stored)
       return { held: known, stored }
     }
-    const authorization: Authorization | undefined = stored?.sealed
-      ? { ...stored, sealed: stored.sealed }
-      : await context.readAuthorization(space, account)
-    if (!authorization) {
-      if (!stored) return undefined
-      throw endedError(account, 'its grant is not in the Space any more')
-    }
-    const { seq, expiration, sealed } = authorization
-    const held = await openSealed(
-      { space, account, newestSeq: stored?.seq ?? 0 },
-      { seq, expiration, sealed }
-    )
-    if (!held) return undefined
+    const opened = stored?.sealed
+      ? {
+          ...(await contents.openGrant(subject, {
+            ...stored,
+            sealed: stored.sealed,
+          })),
+          seq: stored.seq,
+        }
+      : await findInSpace(subject, stored)
+    if (!opened?.grant) return undefined
+    const { grant, seq } = opened
     if (!stored || stored.seq < seq) {
-      // The service has lost what it knew; the Space has not.
-      const update = await updateOf(
-        { space, account },
-        { seq, grant: held, delegation: stored?.delegation ?? delegation }
-      )
-      await grants.put(update, time.now())
-      await grants.published(space, account, seq)
-      stored = await grants.get(space, account)
-      if (!stored) throw new TypeError('a grant that was put and is not there')
+      // We have lost what we knew; the Space has not.
+      await adopt(subject, opened, stored?.delegation ?? delegation)
+    } else if (stored.state === 'ended') {
+      await grants.resume(space, account, { seq, now: time.now() })
     }
+    stored = await grants.get(space, account)
+    if (!stored) throw new TypeError('a grant that was put and is not there')
     await endIfPast(stored)
-    return { held: { ...held, seq }, stored }
+    return { held: { ...grant, seq }, stored }
   }
 
-  /** @returns nothing for one that was given back */
-  const openSealed = async (
-    subject: { space: DID; account: DID; newestSeq: number },
-    authorization: Authorization
-  ): Promise<SealedGrant | undefined> => {
-    const bytes = await openAuthorization(agent, subject, authorization)
-    const value = decode(bytes)
-    return isEmpty(value) ? undefined : grantSchema.parse(value)
+  /**
+   * The grant as the Space has it.
+   *
+   * @param stored - what there was, whose session is there and nowhere else
+   * @throws {@link ReauthorizeError} {@link SpaceUnreadableError}
+   */
+  const findInSpace = async (
+    subject: GrantSubject,
+    stored: StoredGrant | undefined
+  ): Promise<(OpenedGrant & { seq: number }) | undefined> => {
+    const authorization = await readOwn(subject)
+    if (!authorization && !stored) return undefined
+    let why = 'its authorization is not in the Space any more'
+    let options: ErrorOptions | undefined
+    if (authorization) {
+      const { seq } = authorization
+      const newestSeq = stored?.seq ?? 0
+      try {
+        const opened = await contents.openGrant(
+          { ...subject, newestSeq },
+          authorization
+        )
+        return { ...opened, seq }
+      } catch (cause) {
+        if (cause instanceof ReplayedAuthorizationError) {
+          why = 'the Space has only an authorization from before, of no use now'
+        } else if (cause instanceof UnsealError) {
+          why =
+            'what the Space has in the place of its authorization is not ours'
+        } else throw cause
+        options = { cause }
+      }
+    }
+    if (!stored) throw endedError(subject.account, why, options)
+    throw await end(stored, { name: LOST, message: why }, options)
+  }
+
+  /** Takes over what the Space has. */
+  const adopt = async (
+    subject: GrantSubject,
+    { seq, grant }: OpenedGrant & { seq: number },
+    delegation: Uint8Array
+  ): Promise<void> => {
+    const update = await updateOf(subject, { seq, grant, delegation })
+    await grants.put(update, time.now())
+    await grants.published(subject.space, subject.account, seq)
+  }
+
+  /**
+   * Of the grant that is pending and of what the Space has, none of which is
+   * the one that the other is followed by, keeps the later one. Numbers do not
+   * tell: who has lost what it knew may have begun to count again.
+   */
+  const reconcile = async (
+    stored: StoredGrant,
+    found: Authorization
+  ): Promise<void> => {
+    const { sealed, delegation, recipient } = stored
+    if (!sealed || found.seq < stored.seq) return
+    const subject = subjectOf(stored)
+    if (found.seq === stored.seq && equals(found.sealed, sealed)) {
+      await grants.published(subject.space, subject.account, stored.seq)
+      return
+    }
+    const log = logger.child({ ...subject, seq: stored.seq, found: found.seq })
+    const ours = await contents.openGrant(subject, { ...stored, sealed })
+    let theirs: OpenedGrant | undefined
+    try {
+      theirs = await contents.openGrant(subject, found)
+    } catch (error) {
+      log.warn({ err: error }, 'what the Space has is not ours')
+    }
+    if (theirs && theirs.time > ours.time && found.seq > stored.seq) {
+      log.warn('the Space has a later grant, which is taken over')
+      await adopt(subject, { ...theirs, seq: found.seq }, delegation)
+      return
+    }
+    log.warn('the Space has an earlier grant by a greater number')
+    const { grant } = theirs && theirs.time > ours.time ? theirs : ours
+    const details = { seq: found.seq + 1, grant, delegation, recipient }
+    await keep({ update: await updateOf(subject, details) })
   }
 
   const isFresh = ({ until }: Held) => until - policy.margin > time.now()
@@ -454,10 +612,11 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         if (!latest) return undefined
         if (latest.held.seq !== held.seq) continue
         if (await isKeptNow(latest.stored)) continue
-        await refresh({ space, account }, latest, owner)
+        if (await isOutdone(latest.stored)) continue
+        await uncut(() => refresh({ space, account }, latest, owner))
       } finally {
         // Others would use up what the host has traded already.
-        if (!unkept.has(keyOf(space, account))) {
+        if (!unkept.has(keyOf({ space, account }))) {
           await grants.release(space, account, owner)
         }
       }
@@ -477,6 +636,22 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     if (time.now() >= refreshing + lease + keep) return false
     await time.sleep(precedence)
     return (await grants.get(space, account))?.seq !== seq
+  }
+
+  /**
+   * A database that was put back may hold a grant that was refreshed since:
+   * the Space knows, where it can be asked.
+   *
+   * @returns whether there is a newer grant now
+   */
+  const isOutdone = async (stored: StoredGrant): Promise<boolean> => {
+    if (!stored.sealed) return false
+    const { seq } = stored
+    const subject = subjectOf(stored)
+    const found = await readQuietly(subject)
+    if (!found || found.seq <= seq) return false
+    await reconcile(stored, found)
+    return (await grants.get(subject.space, subject.account))?.seq !== seq
   }
 
   const refresh = async (
@@ -516,7 +691,9 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
           // Until it is kept, nothing is done that can be done before.
           const { delegation, recipient } = stored
           const details = { seq, grant, delegation, recipient }
-          await keep(await updateOf(subject, details))
+          if (await keep({ update: await updateOf(subject, details) })) return
+          // It was given back, or granted anew, meanwhile.
+          await returnSession(subject, { ...grant, seq })
         },
       })
       log.info('a grant was refreshed')
@@ -526,27 +703,248 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         throw new HostError(error.message, { cause: error })
       }
       if (!(error instanceof GrantEndedError)) throw error
-      log.warn({ err: error }, 'a grant has ended')
       const { name, message } = error
-      await grants.end(space, account, {
-        seq: held.seq,
-        reason: { name, message },
-        now: time.now(),
-      })
-      throw endedError(account, message)
+      throw await end(stored, { name, message }, { cause: error })
     }
   }
 
-  /** The greatest `seq` that anybody knows of. */
-  const newestSeq = async (space: DID, account: DID): Promise<number> => {
+  /**
+   * The greatest `seq` that anybody knows of. Where the Space cannot be asked,
+   * that of ours: what it has is found when ours is to be put there.
+   */
+  const newestSeq = async (subject: GrantSubject): Promise<number> => {
+    const { space, account } = subject
+    const found = await readQuietly(subject)
     const stored = await grants.get(space, account)
-    if (stored) return stored.seq
-    const authorization = await context.readAuthorization(space, account)
-    return authorization?.seq ?? 0
+    return Math.max(stored?.seq ?? 0, found?.seq ?? 0)
+  }
+
+  /** Puts a grant, or nothing, in the place of whatever there is. */
+  const replace = async (
+    subject: GrantSubject,
+    {
+      newest,
+      grant,
+      delegation,
+      giveBack,
+    }: {
+      /** The greatest `seq` that is known. */
+      newest: number
+      grant: SealedGrant | undefined
+      delegation: Uint8Array
+      giveBack: GrantReturn | undefined
+    }
+  ): Promise<GrantUpdate> => {
+    for (let seq = newest + 1; ; seq++) {
+      const update = await updateOf(subject, { seq, grant, delegation })
+      if (await keep({ update, giveBack })) return update
+    }
+  }
+
+  /** Seals a session, for giving it back. */
+  const returnOf = async (
+    subject: GrantSubject,
+    held: Pick<Held, 'seq' | 'session' | 'created' | 'refreshed'>
+  ): Promise<GrantReturn> => {
+    const details = { ...subject, seq: held.seq, expiration: untilOf(held) }
+    const sealed = await contents.sealReturn(details, held.session)
+    return { id: crypto.randomUUID(), ...details, sealed }
+  }
+
+  /** Gives a session back of which nothing else is kept. */
+  const returnSession = async (
+    subject: GrantSubject,
+    held: Pick<Held, 'seq' | 'session' | 'created' | 'refreshed'>
+  ): Promise<void> => {
+    const giveBack = await returnOf(subject, held)
+    await grants.addReturn(giveBack)
+    await tellHost(giveBack)
+  }
+
+  /** @returns whether the host has confirmed */
+  const tellHost = async (giveBack: GrantReturn): Promise<boolean> => {
+    const subject = subjectOf(giveBack)
+    try {
+      const session = await contents.openReturn(
+        { ...giveBack, ...subject },
+        giveBack.sealed
+      )
+      await oauth.revoke(session)
+    } catch (error) {
+      logger.warn(
+        { err: error, ...subject },
+        'the host has not confirmed that a grant is given back; it is told again'
+      )
+      await grants.attemptedReturn(giveBack.id, time.now())
+      return false
+    }
+    await grants.removeReturn(giveBack.id)
+    logger.info(subject, 'a grant was given back')
+    return true
+  }
+
+  /** @returns whether the host has confirmed all */
+  const tellHostOfAll = async ({
+    space,
+    account,
+  }: GrantSubject): Promise<boolean> => {
+    let isConfirmed = true
+    for (const giveBack of await grants.returnsOf(space, account)) {
+      if (!(await tellHost(giveBack))) isConfirmed = false
+    }
+    return isConfirmed
+  }
+
+  /** A grant that may have ended, for giving it back. */
+  const loadIfGood = async ({
+    space,
+    account,
+  }: GrantSubject): Promise<Held | undefined> => {
+    try {
+      return (await load(space, account))?.held
+    } catch (error) {
+      if (!(error instanceof ReauthorizeError)) throw error
+      return undefined
+    }
+  }
+
+  /** Asks the host for parts, and keeps what is needed when its user is back. */
+  const begin = async (
+    request: GrantSubject & {
+      parts: string[]
+      isGranular: boolean
+      requester: string
+      delegation: Uint8Array
+      /** Unix seconds. */
+      expiration: number
+      returnTo?: string | undefined
+    }
+  ): Promise<URL> => {
+    const { space, account, parts, requester, expiration, returnTo } = request
+    const begun = await oauth.authorize(account, {
+      parts,
+      isGranular: request.isGranular,
+    })
+    const sealed = await contents.sealRequest(
+      { space, account, expiration },
+      {
+        version: 1,
+        state: begun.state,
+        parts,
+        isGranular: begun.isGranular,
+        requester,
+        ...(returnTo === undefined ? {} : { returnTo }),
+      }
+    )
+    await grants.addRequest(
+      {
+        state: digestOf(begun.key),
+        ...{ space, account, sealed, delegation: request.delegation },
+        expires: expiration * 1000,
+      },
+      time.now()
+    )
+    return begun.url
+  }
+
+  const openRequest = async (request: GrantRequest | undefined) => {
+    if (!request) {
+      throw new GrantRequestError(
+        'AuthorizationExpired',
+        'This request is not known, was concluded before, or has expired. Start again where you came from.'
+      )
+    }
+    const { delegation, expires } = request
+    const subject = subjectOf(request)
+    const expiration = expires / 1000
+    const { returnTo, ...opened } = await contents.openRequest(
+      { ...subject, expiration },
+      request.sealed
+    )
+    const known: KnownRequest = {
+      ...subject,
+      delegation,
+      returnTo: returnTo === undefined ? undefined : new URL(returnTo),
+    }
+    if (time.now() >= expires) {
+      throw new GrantRequestError(
+        'AuthorizationExpired',
+        'You took longer than this request is good for. Start again where you came from.',
+        { request: known }
+      )
+    }
+    return { ...opened, known, expiration }
+  }
+
+  const concludeRequest = async (
+    params: URLSearchParams,
+    {
+      state,
+      parts: asked,
+      isGranular,
+      requester,
+      known,
+      expiration,
+    }: Awaited<ReturnType<typeof openRequest>>
+  ): Promise<ConcludedRequest | RepeatedRequest> => {
+    const { space, account, delegation, returnTo } = known
+    const subject = { space, account }
+    // From the answer of the host on, nothing is waited for but the database.
+    const newest = await newestSeq(subject)
+    const before = await loadIfGood(subject).catch((error: unknown) => {
+      logger.warn({ err: error, ...subject }, 'the grant before is unknown')
+      return undefined
+    })
+    const giveBack = before && (await returnOf(subject, before))
+    const granted = await oauth.callback(params, state)
+    const now = time.now()
+    const { session, scope } = granted
+    const returned = { seq: newest, session, created: now, refreshed: now }
+    if (granted.account !== account) {
+      await returnSession(subject, returned)
+      throw new GrantRequestError(
+        'WrongAccount',
+        `You signed in to ${granted.account}, and were asked for ${account}. Nothing was kept. Start again, and sign in to the other account.`,
+        { request: known }
+      )
+    }
+    const parts = partsIn(scope)
+    const missing = asked.filter((part) => !parts.includes(part))
+    if (isGranular && asked.length > 0 && missing.length === asked.length) {
+      // The host has left out without a word what it does not know by name.
+      await returnSession(subject, returned)
+      const again = await begin({
+        ...subject,
+        parts: asked,
+        isGranular: false,
+        requester,
+        delegation,
+        expiration,
+        returnTo: returnTo?.href,
+      })
+      return { again }
+    }
+    const { expiration: until } = await replace(subject, {
+      newest,
+      grant: {
+        version: 1,
+        session,
+        scope,
+        scopeVersion: SCOPE_VERSION,
+        asked,
+        created: now,
+        refreshed: now,
+        until: now + oauth.lifetimeOf(session),
+      },
+      delegation,
+      giveBack,
+    })
+    await tellHostOfAll(subject)
+    return { ...known, parts, missing, expiration: until }
   }
 
   return {
-    async request({ space, account, include, delegation, returnTo }) {
+    async request({ space, account, include, ...request }) {
       const now = time.now()
       const open = await grants.countRequests(space, now)
       if (open >= policy.requestsPerSpace) {
@@ -558,118 +956,57 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       const parts = (include ?? DEFAULT_PARTS).filter((part) =>
         GRANTABLE_PARTS.includes(part)
       )
-      let begun
+      // The user is told of whole seconds.
+      const expiration = Math.floor((now + policy.request) / 1000)
       try {
-        begun = await oauth.authorize(account, { parts })
+        const url = await begin({
+          ...{ ...request, space, account, parts, expiration },
+          isGranular: true,
+        })
+        return { url, expiration }
       } catch (error) {
         if (!(error instanceof HostRefusedError)) throw error
         const { message } = error
         throw new GrantRequestError('HostRefused', message, { cause: error })
       }
-      const { key, url, state } = begun
-      // The user is told of whole seconds.
-      const expiration = Math.floor((now + policy.request) / 1000)
-      const { sealed } = await sealAuthorization(
-        agent,
-        { space, account, seq: 0, expiration },
-        encode({
-          version: 1,
-          state,
-          ...(returnTo === undefined ? {} : { returnTo }),
-        })
-      )
-      await grants.addRequest(
-        {
-          state: digestOf(key),
-          ...{ space, account, sealed, delegation },
-          expires: expiration * 1000,
-        },
-        now
-      )
-      return { url, expiration }
     },
 
-    async conclude(params) {
+    async find(params) {
       const key = params.get('state')
-      const request =
-        key === null ? undefined : await grants.takeRequest(digestOf(key))
-      if (!request) {
-        throw new GrantRequestError(
-          'AuthorizationExpired',
-          'This request is not known, was concluded before, or has expired. Start again where you came from.'
-        )
-      }
-      const space = request.space as DID
-      const account = request.account as DID
-      const { delegation, expires } = request
-      const opened = await openAuthorization(
-        agent,
-        { space, account },
-        {
-          seq: 0,
-          expiration: expires / 1000,
-          sealed: request.sealed,
-        }
+      const { known, parts, requester } = await openRequest(
+        key === null ? undefined : await grants.getRequest(digestOf(key))
       )
-      const { state, returnTo } = requestSchema.parse(decode(opened))
-      const about = {
-        request: {
-          space,
-          account,
-          delegation,
-          returnTo: returnTo === undefined ? undefined : new URL(returnTo),
-        },
-      }
-      if (time.now() >= expires) {
-        throw new GrantRequestError(
-          'AuthorizationExpired',
-          'You took longer than this request is good for. Start again where you came from.',
-          about
-        )
-      }
-      let granted
-      try {
-        granted = await oauth.callback(params, state)
-      } catch (error) {
-        throw asRequestError(error, about)
-      }
-      if (granted.account !== account) {
-        await oauth.revoke(granted.session).catch((error: unknown) => {
-          logger.warn(
-            { err: error, space, account },
-            'a grant of another account could not be given back'
-          )
-        })
-        throw new GrantRequestError(
-          'WrongAccount',
-          `You signed in to ${granted.account}, and were asked for ${account}. Nothing was kept. Start again, and sign in to the other account.`,
-          about
-        )
-      }
-      const now = time.now()
-      const { session, scope } = granted
-      const grant: SealedGrant = {
-        version: 1,
-        session,
-        scope,
-        scopeVersion: SCOPE_VERSION,
-        created: now,
-        refreshed: now,
-        until: now + oauth.lifetimeOf(session),
-      }
-      const before = await loadQuietly(space, account)
-      for (;;) {
-        const seq = (await newestSeq(space, account)) + 1
-        const update = await updateOf(
-          { space, account },
-          { seq, grant, delegation }
-        )
-        if (!(await keep(update))) continue
-        if (before) await giveBack(before, { space, account })
-        const { parts, expiration } = update
-        return { ...about.request, parts, expiration }
-      }
+      return { ...known, parts, requester }
     },
+
+    conclude: (params, { refused = false } = {}) =>
+      uncut(async () => {
+        const key = params.get('state')
+        const request = await openRequest(
+          key === null ? undefined : await grants.takeRequest(digestOf(key))
+        )
+        const { known } = request
+        if (refused) {
+          throw new GrantRequestError(
+            'AuthorizationRefused',
+            'You said no, and nothing was kept. What is public is backed up all the same.',
+            { request: known }
+          )
+        }
+        try {
+          return await concludeRequest(params, request)
+        } catch (error) {
+          const failure = asRequestError(error, known)
+          if (failure.name === 'InternalError') {
+            const { space, account } = known
+            logger.error(
+              { err: error, space, account },
+              'a request could not be concluded'
+            )
+          }
+          throw failure
+        }
+      }),
 
     async open(space, account, { delegation } = {}) {
       const options = delegation ? { delegation } : {}
@@ -715,20 +1052,25 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       }
     },
 
-    async pendingOlderThan(before, { limit }) {
-      return (await grants.pending({ before, limit })) as {
-        space: DID
-        account: DID
-      }[]
-    },
+    pendingOlderThan: async (before, { limit }) =>
+      (await grants.pending({ before, limit })).map(subjectOf),
 
-    published: (space, account, seq) => grants.published(space, account, seq),
+    attempted: (space, account) => grants.attempted(space, account, time.now()),
+
+    async published(space, account, found) {
+      const stored = await grants.get(space, account)
+      if (!stored?.sealed) return true
+      if (!found) return false
+      await reconcile(stored, found)
+      return !(await grants.get(space, account))?.sealed
+    },
 
     async list(space) {
       const kept = await grants.list(space)
       return kept.flatMap(({ state: last, ...grant }) => {
         if (last === 'revoked') return []
-        const { account, parts, scope, created, refreshed, expiration } = grant
+        const { account, asked, parts, scope, scopeVersion } = grant
+        const { created, refreshed, expiration } = grant
         // Nobody may have looked since then.
         const isPast = time.now() >= expiration * 1000
         const state = isPast ? 'ended' : last
@@ -739,7 +1081,9 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
             state,
             ...(grant.reason ? { reason: grant.reason } : {}),
             parts,
+            missing: asked.filter((part) => !parts.includes(part)),
             scope,
+            scopeVersion,
             created,
             refreshed,
             expiration,
@@ -748,76 +1092,42 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       })
     },
 
-    async revoke(space, account) {
-      const stored = await grants.get(space, account)
-      if (stored?.state === 'revoked') return false
-      const held = await loadQuietly(space, account)
-      const seq = await newestSeq(space, account)
-      if (seq === 0) return false
-      const delegation = stored?.delegation ?? new Uint8Array()
-      for (let next = seq + 1; ; next++) {
-        const update = await updateOf(
-          { space, account },
-          { seq: next, grant: undefined, delegation }
-        )
-        if (await keep(update)) break
+    revoke: (space, account) =>
+      uncut(async () => {
+        const subject = { space, account }
+        const stored = await grants.get(space, account)
+        let revoked = false
+        let isLost = false
+        if (stored?.state !== 'revoked') {
+          const held = await loadIfGood(subject)
+          const newest = await newestSeq(subject)
+          if (newest > 0) {
+            const latest = await grants.get(space, account)
+            isLost = latest?.reason?.name === LOST
+            await replace(subject, {
+              newest,
+              grant: undefined,
+              delegation: latest?.delegation ?? new Uint8Array(),
+              giveBack: held && (await returnOf(subject, held)),
+            })
+            revoked = true
+          }
+        }
+        const isConfirmed = await tellHostOfAll(subject)
+        return { revoked, confirmed: isConfirmed && !isLost }
+      }),
+
+    async giveBack(before, { limit }) {
+      const now = time.now()
+      for (const each of await grants.returns({ before, now, limit })) {
+        await tellHost(each)
       }
-      if (held) await giveBack(held, { space, account })
-      return true
+    },
+
+    async settle() {
+      while (busy.size > 0) await Promise.allSettled(busy)
     },
   }
-
-  /** A grant that may have ended, for giving it back. */
-  async function loadQuietly(
-    space: DID,
-    account: DID
-  ): Promise<Held | undefined> {
-    try {
-      return (await load(space, account))?.held
-    } catch (error) {
-      logger.info({ err: error, space, account }, 'the grant before is no use')
-      return undefined
-    }
-  }
-
-  async function giveBack(
-    { session }: { session: OAuthSession },
-    subject: { space: DID; account: DID }
-  ): Promise<void> {
-    try {
-      await oauth.revoke(session)
-    } catch (error) {
-      logger.warn(
-        { err: error, ...subject },
-        'the host was not told that a grant is given back; it forgets it by itself in time'
-      )
-    }
-  }
-}
-
-function asRequestError(
-  error: unknown,
-  about: { request: GrantRequestError['request'] }
-): unknown {
-  if (error instanceof HostRefusedError) {
-    return error.code === 'access_denied'
-      ? new GrantRequestError(
-          'AuthorizationRefused',
-          'You said no at the host of your account, and nothing was kept. What is public is backed up all the same.',
-          { ...about, cause: error }
-        )
-      : new GrantRequestError('HostRefused', error.message, {
-          ...about,
-          cause: error,
-        })
-  }
-  if (error instanceof HostError) {
-    return new GrantRequestError('HostUnavailable', error.message, {
-      ...about,
-      cause: error,
-    })
-  }
-  return error
 }
 
 function isStale({ status, headers }: Response): boolean {
@@ -832,18 +1142,26 @@ function digestOf(key: string): string {
   return createHash('sha256').update(key).digest('hex')
 }
 
-function isEmpty(value: unknown): boolean {
-  return Object.keys(Object(value) as object).length === 0
+function isSame(stored: StoredGrant | undefined, update: GrantUpdate): boolean {
+  return (
+    stored !== undefined &&
+    stored.seq === update.seq &&
+    stored.created === update.created &&
+    stored.refreshed === update.refreshed &&
+    stored.parts.length === update.parts.length
+  )
 }
 
-function keyOf(space: string, account: string): string {
+function subjectOf({
+  space,
+  account,
+}: {
+  space: string
+  account: string
+}): GrantSubject {
+  return { space: space as DID, account: account as DID }
+}
+
+function keyOf({ space, account }: { space: string; account: string }): string {
   return `${space} ${account}`
-}
-
-function encode(value: object): Uint8Array {
-  return new TextEncoder().encode(JSON.stringify(value))
-}
-
-function decode(bytes: Uint8Array): unknown {
-  return JSON.parse(new TextDecoder().decode(bytes))
 }

@@ -6,7 +6,8 @@ import {
 } from '../atproto/index.ts'
 import { PartNotGrantedError, type PrivateContext } from '../backup/index.ts'
 import { deriveIdentity, type DID } from '../space/index.ts'
-import { ReauthorizeError, type GrantKeeper } from './grants.ts'
+import { ReauthorizeError } from './grant-errors.ts'
+import type { GrantKeeper } from './grants.ts'
 
 /** What an agent reads private parts with: the grants that it keeps. */
 export function createPrivateContext({

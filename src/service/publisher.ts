@@ -1,7 +1,11 @@
 import type { Delegation } from '@ucanto/interface'
 import type { Logger } from 'pino'
-import { recordChange, type BackupLimits, type Time } from '../backup/index.ts'
-import { setAuthorization, type DID } from '../space/index.ts'
+import {
+  recordAuthorization,
+  type BackupLimits,
+  type Time,
+} from '../backup/index.ts'
+import type { Authorization, DID } from '../space/index.ts'
 import { decodeDelegations } from './authority.ts'
 import type { GrantKeeper } from './grants.ts'
 import { openReader, openSpace, type SpacesContext } from './space.ts'
@@ -14,19 +18,28 @@ export interface PublisherPolicy {
   interval: number
   /** How long writing one may take. */
   timeout: number
-  /** Authorizations that are looked at at once. */
+  /** Authorizations that are looked at in one go. */
   batch: number
+  /** How many of them are written at the same time. */
+  concurrency: number
 }
+
+/** Numbers of an authorization, before it is left to the next look. */
+const MAX_ROUNDS = 3
 
 export const PUBLISHER_POLICY: PublisherPolicy = {
   patience: 15 * 60_000,
   interval: 60_000,
   timeout: 20_000,
   batch: 100,
+  concurrency: 4,
 }
 
 export interface PublisherContext extends SpacesContext {
-  grants: Pick<GrantKeeper, 'pending' | 'pendingOlderThan' | 'published'>
+  grants: Pick<
+    GrantKeeper,
+    'pending' | 'pendingOlderThan' | 'attempted' | 'published' | 'giveBack'
+  >
   limits: BackupLimits
   time: Time
   logger: Logger
@@ -58,9 +71,27 @@ export function createPublisher(context: PublisherContext): Publisher {
   let looking: Promise<void> | undefined
 
   const publish = async (space: DID, account: DID): Promise<boolean> => {
-    const pending = await grants.pending(space, account)
-    if (!pending) return true
-    const { agent, authorization, delegation } = pending
+    // Where the Space has another one by a greater number, the pending one is
+    // sealed anew.
+    for (let round = 0; round < MAX_ROUNDS; round++) {
+      const pending = await grants.pending(space, account)
+      if (!pending) return true
+      if (!(await write(space, account, pending))) break
+    }
+    await grants.attempted(space, account)
+    return false
+  }
+
+  /** @returns whether the Space has it, or the one that it is to follow */
+  const write = async (
+    space: DID,
+    account: DID,
+    {
+      agent,
+      authorization,
+      delegation,
+    }: NonNullable<Awaited<ReturnType<typeof grants.pending>>>
+  ): Promise<boolean> => {
     // It was found in the Space; the next backup takes it along.
     if (delegation.length === 0) return false
     const log = logger.child({ space, account, seq: authorization.seq })
@@ -68,21 +99,21 @@ export function createPublisher(context: PublisherContext): Publisher {
       stopping.signal,
       AbortSignal.timeout(policy.timeout),
     ])
+    let found: Authorization | undefined
     try {
       const opened = openSpace(context, {
         space: space as `did:key:${string}`,
         proofs: proofsIn(delegation),
         signal,
       })
-      await recordChange(
+      found = await recordAuthorization(
         {
           ...context,
           ...opened,
           reader,
           onWarning: (message, error) => log.warn({ err: error }, message),
         },
-        (fetcher, state) =>
-          setAuthorization(fetcher, state, { account, agent, authorization }),
+        { account, agent, authorization },
         { signal }
       )
     } catch (error) {
@@ -90,19 +121,25 @@ export function createPublisher(context: PublisherContext): Publisher {
       log.warn({ err: error }, 'an authorization waits for its Space')
       return false
     }
-    await grants.published(space, account, authorization.seq)
-    log.info('an authorization is in its Space')
+    if (await grants.published(space, account, found)) {
+      log.info('an authorization is in its Space')
+    }
     return true
   }
 
   const publishDue = async () => {
-    const due = await grants.pendingOlderThan(time.now() - policy.patience, {
-      limit: policy.batch,
-    })
-    for (const { space, account } of due) {
-      if (stopping.signal.aborted) return
-      await publish(space, account)
+    const before = time.now() - policy.patience
+    const due = await grants.pendingOlderThan(before, { limit: policy.batch })
+    const next = due.values()
+    // Each takes the next one: none waits for one that takes its time.
+    const work = async () => {
+      for (const { space, account } of next) {
+        if (stopping.signal.aborted) return
+        await publish(space, account)
+      }
     }
+    await Promise.all(Array.from({ length: policy.concurrency }, work))
+    await grants.giveBack(before, { limit: policy.batch })
   }
   const look = async () => {
     while (!stopping.signal.aborted) {

@@ -411,8 +411,9 @@ function journalOf(
       const { agent, authorization } = pending
       return { agent, authorization }
     },
-    recorded: (account, { authorization }) =>
-      grants.published(space, account, authorization.seq),
+    async recorded(account, found) {
+      await grants.published(space, account, found)
+    },
   }
 }
 

@@ -58,7 +58,7 @@ import { openStores, type Stores } from '../stores/index.ts'
 import { decodeDelegations } from './authority.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
-import { conclude } from './conclude.ts'
+import { createConclusion } from './conclude.ts'
 import { DataFolderError } from './errors.ts'
 import { createGrantKeeper, type GrantKeeperContext } from './grants.ts'
 import { createHealth } from './health.ts'
@@ -336,6 +336,13 @@ export async function startService(
     const timeout = config.drainTimeout * 1000
     await Promise.all([scheduler?.drain(timeout), runner?.drain(timeout)])
     await publisher?.stop()
+    // What a host has traded is lost if it cannot be kept any more.
+    const waited = new AbortController()
+    await Promise.race([
+      grants?.settle(),
+      time.sleep(timeout, waited.signal).catch(() => {}),
+    ])
+    waited.abort()
   })
   const app = createApp({
     info: {
@@ -352,16 +359,12 @@ export async function startService(
       ? {
           oauth: {
             ...(isLoopback(url) ? {} : { metadata: oauth.metadata }),
-            conclude: (params: URLSearchParams) =>
-              conclude(
-                {
-                  ...context,
-                  grants,
-                  publisher,
-                  receipts: stores.receipts,
-                },
-                params
-              ),
+            conclusion: createConclusion({
+              ...context,
+              grants,
+              publisher,
+              receipts: stores.receipts,
+            }),
           },
         }
       : {}),
@@ -470,7 +473,7 @@ function createAuthorizationReader({
   return async (space, account) => {
     const head = await stores.clock.head(space)
     const overlay = new BlockOverlay(reader)
-    const { state, additions } = await mergeHeads(
+    const { state, additions, unreadable } = await mergeHeads(
       overlay,
       head.map((cid) => CID.parse(cid) as EventLink)
     )
@@ -478,6 +481,9 @@ function createAuthorizationReader({
     const [own] = await listAuthorizations(overlay, state, account, {
       agent: agent.did(),
     })
+    // It may be below the head that cannot be read.
+    const [unread] = unreadable
+    if (!own && unread) throw unread.error
     return own?.authorization
   }
 }

@@ -1,8 +1,19 @@
 import { sql } from 'kysely'
 import type { Kysely, Selectable, SqlBool } from 'kysely'
-import type { GrantStore, RunError, StoredGrant } from './interface.ts'
+import type {
+  GrantRequest,
+  GrantReturn,
+  GrantStore,
+  RunError,
+  StoredGrant,
+} from './interface.ts'
 import { fromJSON, toBytes, toJSON } from './rows.ts'
-import type { GrantRow, Tables } from './tables.ts'
+import type {
+  GrantRequestRow,
+  GrantReturnRow,
+  GrantRow,
+  Tables,
+} from './tables.ts'
 
 /** As the partial index has it, literally, so that it is used. */
 const pending = sql<SqlBool>`sealed is not null`
@@ -22,19 +33,22 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
       await db.insertInto('grant_requests').values(request).execute()
     },
 
+    async getRequest(state) {
+      const row = await db
+        .selectFrom('grant_requests')
+        .selectAll()
+        .where('state', '=', state)
+        .executeTakeFirst()
+      return row && toRequest(row)
+    },
+
     async takeRequest(state) {
       const row = await db
         .deleteFrom('grant_requests')
         .where('state', '=', state)
         .returningAll()
         .executeTakeFirst()
-      return (
-        row && {
-          ...row,
-          sealed: toBytes(row.sealed),
-          delegation: toBytes(row.delegation),
-        }
-      )
+      return row && toRequest(row)
     },
 
     async countRequests(space, now) {
@@ -69,33 +83,44 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
         .sort((one, other) => (one.account < other.account ? -1 : 1))
     },
 
-    async put({ space, account, ...update }, now) {
+    async put(
+      { space, account, scopeVersion, ...update },
+      now,
+      { giveBack } = {}
+    ) {
       const row = {
         ...update,
         recipient: update.recipient ?? null,
+        scope_version: scopeVersion,
+        asked: JSON.stringify(update.asked),
         parts: JSON.stringify(update.parts),
         reason: null,
         refreshing: null,
         updated: now,
+        attempted: 0,
       }
-      const { numInsertedOrUpdatedRows } = await db
-        .insertInto('grants')
-        .values({
-          space,
-          account,
-          ...row,
-          published: 0,
-          owner: null,
-          lease_expiration: null,
-        })
-        .onConflict((conflict) =>
-          conflict
-            .columns(['space', 'account'])
-            .doUpdateSet(row)
-            .whereRef('grants.seq', '<', 'excluded.seq')
-        )
-        .executeTakeFirst()
-      return numInsertedOrUpdatedRows === 1n
+      return db.transaction().execute(async (transaction) => {
+        const { numInsertedOrUpdatedRows } = await transaction
+          .insertInto('grants')
+          .values({
+            space,
+            account,
+            ...row,
+            published: 0,
+            owner: null,
+            lease_expiration: null,
+          })
+          .onConflict((conflict) =>
+            conflict
+              .columns(['space', 'account'])
+              .doUpdateSet(row)
+              .whereRef('grants.seq', '<', 'excluded.seq')
+          )
+          .executeTakeFirst()
+        const isNewest = numInsertedOrUpdatedRows === 1n
+        if (isNewest && giveBack) await addReturn(transaction, giveBack)
+        return isNewest
+      })
     },
 
     async end(space, account, { seq, reason, now }) {
@@ -108,6 +133,14 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
           refreshing: null,
           updated: now,
         })
+        .execute()
+    },
+
+    async resume(space, account, { seq, now }) {
+      await grantOf(space, account)
+        .where('seq', '=', seq)
+        .where('state', '=', 'ended')
+        .set({ state: 'active', reason: null, updated: now })
         .execute()
     },
 
@@ -146,10 +179,16 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
         .selectFrom('grants')
         .select(['space', 'account'])
         .where(pending)
+        .where('attempted', '<=', before)
         .where('updated', '<=', before)
+        .orderBy('attempted')
         .orderBy('updated')
         .limit(limit)
         .execute()
+    },
+
+    async attempted(space, account, now) {
+      await grantOf(space, account).set({ attempted: now }).execute()
     },
 
     async published(space, account, seq) {
@@ -158,16 +197,85 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
         .set({ published: seq, sealed: null })
         .execute()
     },
+
+    addReturn: (giveBack) => addReturn(db, giveBack),
+
+    async returnsOf(space, account) {
+      const rows = await db
+        .selectFrom('grant_returns')
+        .selectAll()
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .execute()
+      return rows.map(toReturn)
+    },
+
+    async returns({ before, now, limit }) {
+      await db
+        .deleteFrom('grant_returns')
+        .where('expiration', '<=', Math.floor(now / 1000))
+        .execute()
+      const rows = await db
+        .selectFrom('grant_returns')
+        .selectAll()
+        .where('attempted', '<=', before)
+        .orderBy('attempted')
+        .limit(limit)
+        .execute()
+      return rows.map(toReturn)
+    },
+
+    async attemptedReturn(id, now) {
+      await db
+        .updateTable('grant_returns')
+        .where('id', '=', id)
+        .set({ attempted: now })
+        .execute()
+    },
+
+    async removeReturn(id) {
+      await db.deleteFrom('grant_returns').where('id', '=', id).execute()
+    },
   }
+}
+
+async function addReturn(
+  db: Kysely<Tables>,
+  giveBack: GrantReturn
+): Promise<void> {
+  await db
+    .insertInto('grant_returns')
+    .values({ ...giveBack, attempted: 0 })
+    .onConflict((conflict) => conflict.column('id').doNothing())
+    .execute()
+}
+
+function toRequest(row: Selectable<GrantRequestRow>): GrantRequest {
+  return {
+    ...row,
+    sealed: toBytes(row.sealed),
+    delegation: toBytes(row.delegation),
+  }
+}
+
+function toReturn({
+  attempted: _attempted,
+  ...row
+}: Selectable<GrantReturnRow>): GrantReturn {
+  return { ...row, sealed: toBytes(row.sealed) }
 }
 
 function toGrant({
   owner: _owner,
   lease_expiration: _leaseExpiration,
+  attempted: _attempted,
+  scope_version: scopeVersion,
   ...row
 }: Selectable<GrantRow>): StoredGrant {
   return {
     ...row,
+    scopeVersion,
+    asked: JSON.parse(row.asked) as string[],
     sealed: row.sealed ? toBytes(row.sealed) : undefined,
     recipient: row.recipient ?? undefined,
     parts: JSON.parse(row.parts) as string[],

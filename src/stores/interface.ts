@@ -554,6 +554,10 @@ export interface GrantUpdate {
   recipient?: string | undefined
   /** As OAuth has it. */
   scope: string
+  /** Of the scopes that were asked for. */
+  scopeVersion: number
+  /** Names of the parts that were asked for. */
+  asked: string[]
   /** Names of the parts that it allows. */
   parts: string[]
   state: GrantState
@@ -583,6 +587,23 @@ export interface StoredGrant extends Omit<GrantUpdate, 'sealed'> {
 }
 
 /**
+ * A session that is worth nothing to us any more, and still good for who has
+ * it, until the host takes it back.
+ */
+export interface GrantReturn {
+  /** No two have the same. */
+  id: string
+  space: string
+  account: string
+  /** Number of the grant that it was of. */
+  seq: number
+  /** Sealed by the agent that had it. */
+  sealed: Uint8Array
+  /** Unix seconds from which on the host has forgotten it by itself. */
+  expiration: number
+}
+
+/**
  * What hosts have granted: at most one grant for an account in a Space. The
  * sealed form is kept until the clock has it, and never goes back to an
  * earlier one.
@@ -590,6 +611,9 @@ export interface StoredGrant extends Omit<GrantUpdate, 'sealed'> {
 export interface GrantStore {
   /** Keeps a request; forgets those that have expired by `now`. */
   addRequest(request: GrantRequest, now: number): Promise<void>
+
+  /** @returns the request, which is still there */
+  getRequest(state: string): Promise<GrantRequest | undefined>
 
   /** @returns the request, which nobody gets again */
   takeRequest(state: string): Promise<GrantRequest | undefined>
@@ -606,9 +630,15 @@ export interface GrantStore {
    * Keeps a newer state. Ends a refresh that is under way.
    *
    * @param now - Unix milliseconds
+   * @param options.giveBack - what is to be given back for it, which is kept
+   *   along with it or not at all
    * @returns false when there is one that is as new, which stays
    */
-  put(update: GrantUpdate, now: number): Promise<boolean>
+  put(
+    update: GrantUpdate,
+    now: number,
+    options?: { giveBack?: GrantReturn | undefined }
+  ): Promise<boolean>
 
   /**
    * Notes that a grant has ended, unless there is a newer one.
@@ -619,6 +649,13 @@ export interface GrantStore {
     space: string,
     account: string,
     end: { seq: number; reason: RunError; now: number }
+  ): Promise<void>
+
+  /** Notes that a grant which had ended is good after all. */
+  resume(
+    space: string,
+    account: string,
+    resumption: { seq: number; now: number }
   ): Promise<void>
 
   /**
@@ -652,14 +689,40 @@ export interface GrantStore {
 
   /**
    * @param options.before - Unix milliseconds
-   * @returns grants that the clock does not have, and that have not changed
-   *   since then, the oldest first
+   * @returns grants that the clock does not have, and that have neither changed
+   *   nor been attempted since then: first those that were not attempted for
+   *   the longest, so that none is in the way of others
    */
   pending(options: {
     before: number
     limit: number
   }): Promise<{ space: string; account: string }[]>
 
+  /** Notes that it was tried to have the clock have it. */
+  attempted(space: string, account: string, now: number): Promise<void>
+
   /** Notes that the clock has it; the sealed form is forgotten. */
   published(space: string, account: string, seq: number): Promise<void>
+
+  /** Keeps a session that is to be given back. */
+  addReturn(giveBack: GrantReturn): Promise<void>
+
+  /** @returns what is to be given back of one account */
+  returnsOf(space: string, account: string): Promise<GrantReturn[]>
+
+  /**
+   * What is to be given back, and was not attempted since `before`; first what
+   * was not attempted for the longest. Forgets what has expired by `now`.
+   */
+  returns(options: {
+    before: number
+    now: number
+    limit: number
+  }): Promise<GrantReturn[]>
+
+  /** Notes that a host was told, and has not confirmed. */
+  attemptedReturn(id: string, now: number): Promise<void>
+
+  /** Forgets what was given back. */
+  removeReturn(id: string): Promise<void>
 }

@@ -317,6 +317,57 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0010-grants-to-give-back': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .alterTable('grants')
+        .addColumn('asked', 'text', (column) =>
+          column.notNull().defaultTo('[]')
+        )
+        .execute()
+      await db.schema
+        .alterTable('grants')
+        .addColumn('scope_version', 'integer', (column) =>
+          column.notNull().defaultTo(1)
+        )
+        .execute()
+      await db.schema
+        .alterTable('grants')
+        .addColumn('attempted', 'bigint', (column) =>
+          column.notNull().defaultTo(0)
+        )
+        .execute()
+      await db.schema.dropIndex('grants_to_publish').execute()
+      await db.schema
+        .createIndex('grants_to_publish')
+        .on('grants')
+        .columns(['attempted', 'updated'])
+        .where(sql<boolean>`sealed is not null`)
+        .execute()
+
+      await db.schema
+        .createTable('grant_returns')
+        .addColumn('id', 'text', (column) => column.notNull().primaryKey())
+        .addColumn('space', 'text', (column) => column.notNull())
+        .addColumn('account', 'text', (column) => column.notNull())
+        .addColumn('seq', 'bigint', (column) => column.notNull())
+        .addColumn('sealed', bytes, (column) => column.notNull())
+        .addColumn('expiration', 'bigint', (column) => column.notNull())
+        .addColumn('attempted', 'bigint', (column) => column.notNull())
+        .execute()
+      await db.schema
+        .createIndex('grant_returns_by_account')
+        .on('grant_returns')
+        .columns(['space', 'account'])
+        .execute()
+      await db.schema
+        .createIndex('grant_returns_to_try')
+        .on('grant_returns')
+        .columns(['attempted'])
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

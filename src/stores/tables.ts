@@ -40,6 +40,7 @@ export interface Tables {
   dead_jobs: DeadJobRow
   grant_requests: GrantRequestRow
   grants: GrantRow
+  grant_returns: GrantReturnRow
 }
 
 /** Times are Unix milliseconds; JSON is text. */
@@ -140,6 +141,8 @@ export interface GrantRow {
   expiration: number
   recipient: string | null
   scope: string
+  scope_version: number
+  asked: string
   parts: string
   state: GrantState
   reason: string | null
@@ -149,8 +152,22 @@ export interface GrantRow {
   updated: number
   /** The `seq` that the clock has. */
   published: number
+  /** When it was last tried to put it into the Space. */
+  attempted: number
   /** When a refresh was begun that nobody has seen the end of. */
   refreshing: number | null
   owner: string | null
   lease_expiration: number | null
+}
+
+/** Times are Unix milliseconds, but for `expiration`. */
+export interface GrantReturnRow {
+  id: string
+  space: string
+  account: string
+  seq: number
+  sealed: Uint8Array
+  /** Unix seconds. */
+  expiration: number
+  attempted: number
 }

@@ -42,14 +42,20 @@ export interface OAuth {
    * Begins the way into an account.
    *
    * @param options.parts - private parts that it is for
-   * @returns where the user goes, what the host sends back, and what is needed
-   *   then
+   * @param options.isGranular - whether they are asked for by the names of
+   *   methods, as far as the host knows these
+   * @returns where the user goes, what the host sends back, what is needed
+   *   then, and whether the parts were asked for by the names of methods
    * @throws {@link HostRefusedError} {@link HostError}
    */
   authorize(
     account: DID,
-    options: { parts: Iterable<string>; signal?: AbortSignal }
-  ): Promise<{ url: URL; key: string; state: OAuthState }>
+    options: {
+      parts: Iterable<string>
+      isGranular: boolean
+      signal?: AbortSignal
+    }
+  ): Promise<{ url: URL; key: string; state: OAuthState; isGranular: boolean }>
 
   /**
    * Takes what the user came back with.
@@ -94,7 +100,11 @@ export interface OAuth {
     init?: RequestInit
   ): Promise<Response>
 
-  /** Gives a grant back, as far as the host answers. */
+  /**
+   * Gives a grant back.
+   *
+   * @throws {@link HostError} when the host does not confirm it
+   */
   revoke(session: OAuthSession): Promise<void>
 }
 
@@ -136,12 +146,12 @@ export function createOAuth(options: OAuthOptions): OAuth {
       state?: { set?: SetState; get?: () => NodeSavedState | undefined }
       session?: { get?: () => NodeSavedSession; set?: SetSession }
     },
-    before?: () => Promise<void>
+    hooks: Hooks = {}
   ) =>
     new NodeOAuthClient({
       clientMetadata: metadata,
       ...(keys ? { keyset: keys } : {}),
-      fetch: guarded(options.fetch, purpose, before),
+      fetch: guarded(options.fetch, purpose, hooks),
       plcDirectoryUrl: options.plcUrl,
       ...(options.handleResolverUrl
         ? { handleResolver: options.handleResolverUrl }
@@ -167,9 +177,10 @@ export function createOAuth(options: OAuthOptions): OAuth {
     metadata,
     lifetimes: keys ? CONFIDENTIAL_LIFETIMES : PUBLIC_LIFETIMES,
 
-    async authorize(account, { parts, signal }) {
+    async authorize(account, { parts, isGranular, signal }) {
       const asked = [...parts]
-      const begin = async (scope: string) => {
+      const begin = async (isGranular: boolean) => {
+        const scope = isGranular ? scopeFor(asked) : transitionScopeFor(asked)
         let saved: { key: string; state: OAuthState } | undefined
         const client = createClient('authorize', {
           state: {
@@ -183,17 +194,17 @@ export function createOAuth(options: OAuthOptions): OAuth {
           ...(signal ? { signal } : {}),
         })
         if (!saved) throw new TypeError('a request without its state')
-        return { url, ...saved }
+        return { url, ...saved, isGranular }
       }
       try {
-        return await begin(scopeFor(asked))
+        if (isGranular) return await begin(true)
       } catch (error) {
         signal?.throwIfAborted()
         if (codeOf(error) !== 'invalid_scope') throw failureOf(error, account)
       }
       // A host that knows no scopes by the names of methods.
       try {
-        return await begin(transitionScopeFor(asked))
+        return await begin(false)
       } catch (error) {
         signal?.throwIfAborted()
         throw failureOf(error, account)
@@ -250,13 +261,15 @@ export function createOAuth(options: OAuthOptions): OAuth {
             },
           },
         },
-        async () => {
-          try {
-            await before()
-          } catch (error) {
-            failure = { error }
-            throw error
-          }
+        {
+          async beforeRefresh() {
+            try {
+              await before()
+            } catch (error) {
+              failure = { error }
+              throw error
+            }
+          },
         }
       )
       try {
@@ -280,10 +293,24 @@ export function createOAuth(options: OAuthOptions): OAuth {
 
     async revoke(session) {
       const present = parse(session)
-      const client = createClient('revoke', {
-        session: { get: () => present },
-      })
-      await client.revoke(present.tokenSet.sub)
+      // The client says nothing of how it went.
+      let status: number | undefined
+      const client = createClient(
+        'revoke',
+        { session: { get: () => present } },
+        { onRevoked: (response) => (status = response.status) }
+      )
+      const { sub } = present.tokenSet
+      try {
+        await client.revoke(sub)
+      } catch (error) {
+        throw failureOf(error, sub)
+      }
+      if (status !== 200) {
+        throw new HostError(
+          `the host of ${sub} has not confirmed (${status === undefined ? 'no answer' : `status ${status}`})`
+        )
+      }
     },
   }
 }
@@ -310,6 +337,14 @@ const MOVED = 'Issuer mismatch'
 /** What the client throws without the key of a session, and does not export. */
 const NO_KEY = 'AuthMethodUnsatisfiableError'
 
+/** Told of what the client does by itself. */
+interface Hooks {
+  /** Just before a session is sent to be traded. */
+  beforeRefresh?: () => Promise<void>
+  /** When the host has answered to a session that is given back. */
+  onRevoked?: (response: Response) => void
+}
+
 type SetState = (key: string, state: NodeSavedState) => void
 type SetSession = (session: NodeSavedSession) => void | Promise<void>
 
@@ -321,7 +356,7 @@ type SetSession = (session: NodeSavedSession) => void | Promise<void>
 function guarded(
   fetch: SafeFetch,
   purpose: Purpose,
-  before?: () => Promise<void>
+  { beforeRefresh, onRevoked }: Hooks
 ): Fetch {
   return async (input, init = {}) => {
     const request = input instanceof Request ? input : undefined
@@ -354,9 +389,14 @@ function guarded(
         throw new TypeError(`a request to ${url.host} that nobody asked for`)
       }
       if (isRefresh) {
-        await before?.()
+        await beforeRefresh?.()
         // What is given up has been done all the same, and the session is lost.
         return limited(await fetch.stream(input, options), url)
+      }
+      if (isRevocation && purpose === 'revoke') {
+        const response = await fetch.small(input, options)
+        onRevoked?.(response)
+        return response
       }
     }
     return fetch.small(input, options)

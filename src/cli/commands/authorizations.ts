@@ -21,7 +21,10 @@ interface Known {
   reason?: { name: string; message: string }
   /** Unknown of other agents: only they can open what is in the Space. */
   parts?: string[]
+  /** Asked for as well, and not granted by the host. */
+  missing?: string[]
   scope?: string
+  scopeVersion?: number
   /** ISO 8601. */
   refreshed?: string
   /** ISO 8601; there has to be another grant by then. */
@@ -69,15 +72,22 @@ export function createAuthorizationsCommand(
     async ({ session, flags, io }, word) => {
       const account = await resolveAccount(session, word, io.signal)
       const here = flags['here'] === true
-      const revoked = here
+      const { revoked, confirmed } = here
         ? await revokeHere(session, account, io.signal)
         : await revokeAtService(session, account)
       const who = here ? 'this agent' : 'the service'
       return {
-        json: { account, revoked },
-        text: revoked
-          ? `${who} is not let into ${account} any more; what is public is backed up all the same`
-          : `${who} was not let into ${account}`,
+        json: { account, revoked, confirmed },
+        text: [
+          revoked
+            ? `${who} is not let into ${account} any more; what is public is backed up all the same`
+            : `${who} was not let into ${account}`,
+          ...(confirmed
+            ? []
+            : [
+                `the host of the account has not confirmed that; ${here ? 'run this again to tell it again' : 'the service tells it again until it has'}, or remove Bluesky Backups from the connected apps in the settings of the account`,
+              ]),
+        ].join('\n'),
       }
     }
   )
@@ -142,7 +152,8 @@ async function listKnown(
 }
 
 function knownOf(grant: Protocol.Grant, who: Known['who']): Known {
-  const { account, agent, state, parts, scope, refreshed, expiration } = grant
+  const { account, agent, state, parts, missing, scope, scopeVersion } = grant
+  const { refreshed, expiration } = grant
   const renew = renewalOf(grant, { here: who === 'this agent' })
   return {
     account,
@@ -151,7 +162,9 @@ function knownOf(grant: Protocol.Grant, who: Known['who']): Known {
     state,
     ...(grant.reason ? { reason: grant.reason } : {}),
     parts,
+    missing,
     scope,
+    scopeVersion,
     refreshed: timeOf(refreshed),
     reauthorizeBy: timeOf(expiration * 1000),
     ...(renew === undefined ? {} : { renew }),
@@ -181,11 +194,11 @@ export async function listAtService(
 async function revokeAtService(
   session: Session,
   account: DID
-): Promise<boolean> {
+): Promise<Protocol.RevokeSuccess> {
   const { client } = session
   const space = session.space()
   const { connection } = await session.service()
-  const { revoked } = await askService(() =>
+  return askService(() =>
     Authorization.revoke(
       {
         issuer: client.agent.issuer,
@@ -196,18 +209,17 @@ async function revokeAtService(
       { connection, nonce: crypto.randomUUID() }
     )
   )
-  return revoked
 }
 
 async function revokeHere(
   session: Session,
   account: DID,
   signal: AbortSignal
-): Promise<boolean> {
+): Promise<Protocol.RevokeSuccess> {
   const grants = await openGrants(session)
-  const revoked = await grants.keeper.revoke(session.space(), account)
+  const result = await grants.keeper.revoke(session.space(), account)
   await grants.publish(account, signal)
-  return revoked
+  return result
 }
 
 function tableOf(known: Known[]): string {
@@ -224,13 +236,22 @@ function tableOf(known: Known[]): string {
   )
 }
 
-function noteOn({ who, reauthorizeBy, ...grant }: Known): string[] {
+function noteOn({ who, reauthorizeBy, missing, ...grant }: Known): string[] {
   if (who === 'another agent') return []
   const expiration = Date.parse(reauthorizeBy) / 1000
-  return reauthorizeNote(
-    { ...grant, expiration },
-    { here: who === 'this agent' }
-  )
+  return [
+    ...(missing?.length
+      ? [
+          printable(
+            `not granted to ${who} by the host of ${grant.account}: ${missing.join(', ')}`
+          ),
+        ]
+      : []),
+    ...reauthorizeNote(
+      { ...grant, expiration },
+      { here: who === 'this agent' }
+    ),
+  ]
 }
 
 /** @param time - Unix milliseconds */

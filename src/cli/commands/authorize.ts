@@ -122,6 +122,10 @@ async function authorizeService(
     )
   )
   show(new URL(request.url))
+  printLine(
+    io.stderr,
+    `you are asked there whether the Space is yours: it is ${space}`
+  )
   return waitFor(session, request.task, {
     account,
     deadline: request.expiration * 1000,
@@ -198,18 +202,25 @@ function showAddress(io: Io, url: URL, open: boolean): void {
 }
 
 function describe(granted: Protocol.Granted) {
-  const { account, agent, parts, expiration } = granted
+  const { account, agent, parts, missing, expiration } = granted
   return {
     json: {
       account,
       agent,
       parts,
+      missing,
       expiration: new Date(expiration * 1000).toISOString(),
     },
     text: formatFields([
       ['account', printable(account)],
       ['agent', printable(agent)],
       ['granted', printable(parts.join(', ')) || 'nothing beside the account'],
+      [
+        'not granted',
+        missing.length === 0
+          ? undefined
+          : printable(`${missing.join(', ')} (by the host of the account)`),
+      ],
       ['re-authorize by', formatExpiration(expiration)],
     ]),
   }

@@ -8,6 +8,7 @@ import { ABILITIES } from '../../capabilities/index.ts'
 import type { ServiceInfo } from '../../client/index.ts'
 import { CALLBACK_PATH, METADATA_PATH } from '../../atproto/oauth/index.ts'
 import type { Stores } from '../../stores/index.ts'
+import type { Conclusion } from '../conclude.ts'
 import { InvalidBodyError } from '../errors.ts'
 import type { Health } from '../health.ts'
 import type { Metrics } from '../metrics.ts'
@@ -25,6 +26,8 @@ import { watchRuns } from './watch-runs.ts'
 const CAR_TYPE = 'application/vnd.ipld.car'
 /** Browsers may keep the answer to a preflight for a day, in seconds. */
 const CORS_MAX_AGE = 86_400
+/** What a user may send along with an answer, in bytes. */
+const MAX_FORM_SIZE = 16 * 1024
 /** When to come back while the service goes down, in seconds. */
 const RETRY_AFTER = 5
 
@@ -39,10 +42,7 @@ export interface AppContext {
   oauth?: {
     /** What hosts are told of us; not there for a loopback client. */
     metadata?: object
-    /** Takes what a user came back with. */
-    conclude: (
-      params: URLSearchParams
-    ) => Promise<{ status: 200 | 400 | 502; page: Page }>
+    conclusion: Conclusion
   }
   watch: Pick<StreamContext, 'time' | 'stopping'> & {
     watchers: Watchers
@@ -174,10 +174,20 @@ export function createApp(context: AppContext): Hono {
     app.get(METADATA_PATH, (c) => c.json(metadata))
   }
   if (oauth) {
+    const { conclusion } = oauth
     app.get(CALLBACK_PATH, async (c) => {
-      const { status, page } = await oauth.conclude(
-        new URL(c.req.url).searchParams
+      const { searchParams } = new URL(c.req.url)
+      const { status, page } = await conclusion.review(searchParams)
+      return c.html(await renderPage(page), status, PAGE_HEADERS)
+    })
+    app.post(CALLBACK_PATH, async (c) => {
+      const body = await readBody(
+        c.req.raw,
+        (c.env as Partial<HttpBindings> | undefined)?.incoming,
+        MAX_FORM_SIZE
       )
+      const params = new URLSearchParams(new TextDecoder().decode(body))
+      const { status, page } = await conclusion.conclude(params)
       return c.html(await renderPage(page), status, PAGE_HEADERS)
     })
   }

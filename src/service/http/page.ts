@@ -12,6 +12,7 @@ const STYLE = `
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 36rem; margin: 4rem auto; padding: 0 1.5rem }
 h1 { font-size: 1.5rem; line-height: 1.25 }
 code { overflow-wrap: anywhere }
+button { font: inherit; padding: .5rem 1rem; margin: 0 .75rem .75rem 0 }
 `
 
 const STYLE_HASH = createHash('sha256').update(STYLE).digest('base64')
@@ -19,7 +20,7 @@ const STYLE_HASH = createHash('sha256').update(STYLE).digest('base64')
 /** Headers that every page is sent with. */
 export const PAGE_HEADERS = {
   'cache-control': 'no-store',
-  'content-security-policy': `default-src 'none'; style-src 'sha256-${STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
+  'content-security-policy': `default-src 'none'; style-src 'sha256-${STYLE_HASH}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'`,
   // The address has the code that the host gave.
   'referrer-policy': 'no-referrer',
   'x-content-type-options': 'nosniff',
@@ -29,6 +30,17 @@ export interface Page {
   title: string
   /** Paragraphs; `code` stands out. */
   text: (string | { code: string })[][]
+  /** Where the user goes on. */
+  next?: { url: URL; label: string }
+  /** What the user is asked. */
+  form?: {
+    /** Path on this server. */
+    action: string
+    /** What goes along with the answer. */
+    fields: Record<string, string>
+    /** Sent as `answer`. */
+    answers: { value: string; label: string }[]
+  }
   /** Where the user may go from here. */
   returnTo?: URL | undefined
 }
@@ -37,6 +49,8 @@ export interface Page {
 export async function renderPage({
   title,
   text,
+  next,
+  form,
   returnTo,
 }: Page): Promise<string> {
   const paragraphs = text.map(
@@ -59,6 +73,8 @@ export async function renderPage({
         <main>
           <h1>${title}</h1>
           ${paragraphs}
+          ${next ? html`<p><a href="${next.url.href}">${next.label}</a></p>` : ''}
+          ${form ? renderForm(form) : ''}
           ${
             returnTo
               ? html`<p>
@@ -70,4 +86,17 @@ export async function renderPage({
       </body>
     </html>`
   return page.toString()
+}
+
+function renderForm({ action, fields, answers }: NonNullable<Page['form']>) {
+  return html`<form method="post" action="${action}">
+    ${Object.entries(fields).map(
+      ([name, value]) =>
+        html`<input type="hidden" name="${name}" value="${value}" />`
+    )}
+    ${answers.map(
+      ({ value, label }) =>
+        html`<button name="answer" value="${value}">${label}</button>`
+    )}
+  </form>`
 }

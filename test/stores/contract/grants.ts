@@ -1,4 +1,4 @@
-import type { GrantUpdate } from '../../../src/stores/index.ts'
+import type { GrantReturn, GrantUpdate } from '../../../src/stores/index.ts'
 import type { Contract } from './contract.ts'
 import { account, alice, bob, bytesOf } from './samples.ts'
 
@@ -14,11 +14,25 @@ function updateOf(changes: Partial<GrantUpdate> = {}): GrantUpdate {
     expiration: 1_742_140_900,
     recipient: 'age1',
     scope: 'atproto',
+    scopeVersion: 1,
+    asked: ['preferences', 'mutes'],
     parts: ['preferences'],
     state: 'active',
     delegation: bytesOf('delegation'),
     created: now - 1,
     refreshed: now,
+    ...changes,
+  }
+}
+
+function returnOf(changes: Partial<GrantReturn> = {}): GrantReturn {
+  return {
+    id: 'one',
+    space: alice,
+    account,
+    seq: 1,
+    sealed: bytesOf('session'),
+    expiration: 1_742_140_900,
     ...changes,
   }
 }
@@ -40,6 +54,8 @@ export const grantStoreContract: Contract = {
     assert.equal(await grants.countRequests(alice, now + 1), 0)
     assert.equal(await grants.countRequests(bob, now), 0)
     assert.equal(await grants.takeRequest('other'), undefined)
+    assert.equal(await grants.getRequest('other'), undefined)
+    assert.deepEqual(await grants.getRequest('state'), request)
     const taken = await Promise.all([
       grants.takeRequest('state'),
       grants.takeRequest('state'),
@@ -157,6 +173,13 @@ export const grantStoreContract: Contract = {
     const ended = await grants.get(alice, account)
     assert.equal(ended?.state, 'ended')
     assert.deepEqual(ended?.reason, reason)
+    await grants.resume(alice, account, { seq: 1, now: now + 1 })
+    assert.equal((await grants.get(alice, account))?.state, 'ended')
+    await grants.resume(alice, account, { seq: 2, now: now + 1 })
+    const resumed = await grants.get(alice, account)
+    assert.equal(resumed?.state, 'active')
+    assert.equal(resumed?.reason, undefined)
+    await grants.end(alice, account, { seq: 2, reason, now: now + 1 })
     await grants.put(updateOf({ seq: 3 }), now + 2)
     const renewed = await grants.get(alice, account)
     assert.equal(renewed?.state, 'active')
@@ -184,5 +207,80 @@ export const grantStoreContract: Contract = {
     assert.equal(published?.published, 2)
     assert.equal(published?.sealed, undefined)
     assert.deepEqual(await pending(now + 9), [{ space: bob, account }])
+  },
+
+  'a grant that cannot be published is in the way of no other': async (
+    assert,
+    { grants }
+  ) => {
+    const third = `${account}2`
+    await grants.put(updateOf(), now)
+    await grants.put(updateOf({ space: bob }), now + 1)
+    await grants.put(updateOf({ account: third }), now + 2)
+    const next = async (before: number) => {
+      const [first] = await grants.pending({ before, limit: 1 })
+      return first
+    }
+    assert.deepEqual(await next(now + 5), { space: alice, account })
+    await grants.attempted(alice, account, now + 5)
+    assert.deepEqual(await next(now + 5), { space: bob, account })
+    await grants.attempted(bob, account, now + 6)
+    assert.deepEqual(await next(now + 5), { space: alice, account: third })
+    await grants.attempted(alice, third, now + 7)
+    assert.equal(await next(now + 4), undefined)
+    assert.deepEqual(await next(now + 9), { space: alice, account })
+    // What is new is not held up by what became of the one before.
+    await grants.put(updateOf({ account: third, seq: 2 }), now + 8)
+    assert.deepEqual(await next(now + 9), { space: alice, account: third })
+  },
+
+  'what is to be given back is kept along with what is in its place': async (
+    assert,
+    { grants }
+  ) => {
+    const giveBack = returnOf()
+    assert.equal(
+      await grants.put(updateOf({ seq: 2 }), now, { giveBack }),
+      true
+    )
+    assert.deepEqual(await grants.returnsOf(alice, account), [giveBack])
+    assert.deepEqual(await grants.returnsOf(bob, account), [])
+    const late = { giveBack: returnOf({ id: 'two' }) }
+    assert.equal(await grants.put(updateOf({ seq: 2 }), now, late), false)
+    assert.deepEqual(await grants.returnsOf(alice, account), [giveBack])
+    // Again, by who has not heard of the first time.
+    await grants.addReturn(giveBack)
+    await grants.addReturn(returnOf({ id: 'two' }))
+    assert.equal((await grants.returnsOf(alice, account)).length, 2)
+    await grants.removeReturn('one')
+    await grants.removeReturn('one')
+    const left = await grants.returnsOf(alice, account)
+    assert.deepEqual(
+      left.map(({ id }) => id),
+      ['two']
+    )
+  },
+
+  'what is to be given back is tried in turns, until it has expired': async (
+    assert,
+    { grants }
+  ) => {
+    const expires = now / 1000 + 10
+    const late = returnOf({ id: 'two', expiration: expires + 1 })
+    await grants.addReturn(returnOf({ expiration: expires }))
+    await grants.addReturn(late)
+    const due = async (before: number, at = now, limit = 10) => {
+      const returns = await grants.returns({ before, now: at, limit })
+      return returns.map(({ id }) => id)
+    }
+    assert.equal((await due(now)).length, 2)
+    assert.equal((await due(now, now, 1)).length, 1)
+    await grants.attemptedReturn('one', now + 5)
+    assert.deepEqual(await due(now + 4), ['two'])
+    await grants.attemptedReturn('two', now + 6)
+    assert.deepEqual(await due(now + 6), ['one', 'two'])
+    assert.deepEqual(await due(now + 6, expires * 1000 - 1), ['one', 'two'])
+    assert.deepEqual(await due(now + 6, expires * 1000), ['two'])
+    assert.deepEqual(await grants.returnsOf(alice, account), [late])
   },
 }
