@@ -5,7 +5,10 @@ import type { RunningService } from '../../src/service/index.ts'
 import { openStores } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
+import { comeBack } from '../service/come-back.ts'
 import { Agent, createFolder, startTestService } from './harness.ts'
+
+type Visit = Awaited<ReturnType<typeof comeBack>>
 
 describe('authorizing on the command line', () => {
   const resources = new AsyncDisposableStack()
@@ -34,7 +37,7 @@ describe('authorizing on the command line', () => {
 
   /** Runs the command, and does what the user does at the host meanwhile. */
   const authorize = async (words: string[], options = {}) => {
-    const visited = Promise.withResolvers<Response>()
+    const visited = Promise.withResolvers<Visit>()
     visited.promise.catch(() => {})
     let shown = ''
     const visit = (text: string) => {
@@ -47,14 +50,14 @@ describe('authorizing on the command line', () => {
         password: account.password,
         ...options,
       })
-        .then((back) => fetch(back))
+        .then((back) => comeBack(back))
         .then(visited.resolve, visited.reject)
     }
     const finished = await alice.run(['authorize', ...words], {
       onStderr: visit,
     })
     if (finished.code === 2) visited.reject(new Error(finished.stdout))
-    return { finished, response: await visited.promise }
+    return { finished, ...(await visited.promise) }
   }
 
   it('lists nobody at first', async () => {
@@ -63,9 +66,13 @@ describe('authorizing on the command line', () => {
   })
 
   it('lets the service in', async () => {
-    const { finished, response } = await authorize([account.handle])
+    const { finished, response, question } = await authorize([account.handle])
     assert.equal(finished.code, 0, finished.stderr)
     assert.equal(response.status, 200)
+    // What is asked in the browser is what is shown in the terminal.
+    const { did: space } = (await alice.json(['status'])).space
+    assert.match(finished.stderr, new RegExp(`it is ${space}`))
+    assert.ok(question?.includes(space))
     assert.match(finished.stdout, new RegExp(`account +${account.did}`))
     assert.match(finished.stdout, /granted +preferences, mutes/)
     assert.match(finished.stdout, /re-authorize by +20\d\d-/)
@@ -125,6 +132,31 @@ describe('authorizing on the command line', () => {
     await authorize([account.handle])
     const { stdout } = await alice.run(['status'])
     assert.ok(!stdout.includes('RE-AUTHORIZE:'))
+  })
+
+  it('says loudly when this agent has to be authorized again', async () => {
+    const stores = await openStores({
+      path: join(folder, 'alice', 'agent.sqlite'),
+    })
+    const { did: space } = (await alice.json(['status'])).space
+    const grant = await stores.grants.get(space, account.did)
+    const reason = { name: 'GrantEndedError', message: 'it was taken back' }
+    const end = { seq: grant!.seq, reason, now: Date.now() }
+    await stores.grants.end(space, account.did, end)
+    await stores[Symbol.asyncDispose]()
+    const { stdout } = await alice.run(['status'])
+    assert.match(
+      stdout,
+      new RegExp(
+        `^RE-AUTHORIZE: what this agent was granted .* \\(it was taken back\\).*authorize ${account.did} --here`,
+        'm'
+      )
+    )
+    const { ownAuthorizations } = await alice.json(['status'])
+    assert.equal(ownAuthorizations[0].state, 'ended')
+    await authorize([account.handle, '--here'])
+    const after = await alice.run(['status'])
+    assert.ok(!after.stdout.includes('RE-AUTHORIZE:'))
   })
 
   it('says so when the user says no', async () => {

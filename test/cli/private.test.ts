@@ -11,6 +11,7 @@ import {
   type Bluesky,
   type Network,
 } from '../network/index.ts'
+import { comeBack } from '../service/come-back.ts'
 import { Agent, createFolder, startTestService } from './harness.ts'
 
 /** What nobody but alice and her agents may find anywhere. */
@@ -80,7 +81,7 @@ describe('private parts on the command line', () => {
           consent(new URL(url), {
             username: account.handle,
             password: account.password,
-          }).then((back) => fetch(back))
+          }).then((back) => comeBack(back))
         )
       },
     })

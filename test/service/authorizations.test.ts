@@ -18,6 +18,7 @@ import { createSpaceReader } from '../../src/storacha/index.ts'
 import { consent } from '../network/consent.ts'
 import { findFreePort } from '../network/loopback-server.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
+import { comeBack } from './come-back.ts'
 import {
   allow,
   createActors,
@@ -90,11 +91,6 @@ describe('authorizations of the service', () => {
       ...options,
     })
 
-  const comeBack = async (url: URL) => {
-    const response = await fetch(url)
-    return { response, page: await response.text() }
-  }
-
   const receiptOf = (task: Parameters<typeof readReceipt>[1]) =>
     readReceipt({ url: service.url, info: service }, task)
 
@@ -129,7 +125,9 @@ describe('authorizations of the service', () => {
     const { response, page } = await comeBack(await signIn(url))
     assert.equal(response.status, 200, page)
     assert.match(page, /You have let Bluesky Backups in/)
-    assert.match(page, new RegExp(account.did))
+    for (const named of [account.did, space.did()]) {
+      assert.match(page, new RegExp(named))
+    }
 
     const receipt = await receiptOf(task)
     const granted = receipt?.ok as Protocol.Granted
@@ -149,6 +147,60 @@ describe('authorizations of the service', () => {
     assert.equal(listed?.account, account.did)
     assert.equal(listed?.state, 'active')
     assert.deepEqual(listed?.parts, granted.parts)
+  })
+
+  it('are not kept before the user says whose the Space is', async () => {
+    const { url, task } = await requested({
+      returnTo: new URL('https://mallory.example/back'),
+    })
+    const back = await signIn(url)
+    for (let times = 0; times < 2; times++) {
+      const { response, page } = await comeBack(back, 'none')
+      assert.equal(response.status, 200)
+      for (const named of [
+        account.did,
+        space.did(),
+        alice.did(),
+        'mallory.example',
+        'preferences',
+      ]) {
+        assert.ok(page.includes(named), named)
+      }
+      assert.match(
+        response.headers.get('content-security-policy') ?? '',
+        /form-action 'self'.*frame-ancestors 'none'/
+      )
+    }
+    assert.equal(await receiptOf(task), undefined)
+    assert.deepEqual(await list(), [])
+
+    const { response, page } = await comeBack(back, 'no')
+    assert.equal(response.status, 400)
+    assert.match(page, /You have said no/)
+    assert.equal(
+      failureOf((await receiptOf(task))!).name,
+      'AuthorizationRefused'
+    )
+    // Nobody can say yes afterwards.
+    const late = await comeBack(back)
+    assert.match(late.page, /not valid any more/)
+    assert.deepEqual(await list(), [])
+    assert.deepEqual(await authorizations(), [])
+  })
+
+  it('are not concluded by an answer that is none', async () => {
+    const { url } = await requested()
+    const back = await signIn(url)
+    const answer = (body: string | URLSearchParams) =>
+      fetch(new URL('/oauth/callback', service.url), { method: 'POST', body })
+    for (const body of ['', 'answer=yes', 'x'.repeat(100)]) {
+      assert.equal((await answer(body)).status, 400)
+    }
+    assert.equal((await answer('x'.repeat(20_000))).status, 413)
+    // Who does not say yes has said no.
+    const response = await answer(back.searchParams)
+    assert.match(await response.text(), /You have said no/)
+    assert.deepEqual(await list(), [])
   })
 
   it('are refused by the user, who is told so', async () => {
@@ -214,9 +266,9 @@ describe('authorizations of the service', () => {
         { account: account.did },
         { connection: service.connection, nonce: crypto.randomUUID() }
       )
-    assert.deepEqual((await revoke()).ok, { revoked: true })
+    assert.deepEqual((await revoke()).ok, { revoked: true, confirmed: true })
     assert.deepEqual(await list(), [])
-    assert.deepEqual((await revoke()).ok, { revoked: false })
+    assert.deepEqual((await revoke()).ok, { revoked: false, confirmed: true })
     const [own] = await authorizations()
     assert.equal(own?.authorization.seq, 2)
     assert.equal(own.authorization.expiration, 0)

@@ -7,7 +7,7 @@ import type { Keyset } from '@atproto/oauth-client-node'
 import { confidentialMetadata } from '../../src/atproto/oauth/index.ts'
 import { loadClientKeys } from '../../src/node/index.ts'
 import { GRANT_POLICY, type GrantKeeper } from '../../src/service/grants.ts'
-import type { Authorization, DID } from '../../src/space/index.ts'
+import type { DID } from '../../src/space/index.ts'
 import {
   openStores,
   StoreUnavailableError,
@@ -25,6 +25,7 @@ import {
   type TestGrantsOptions,
 } from './grants-harness.ts'
 import { createFolder } from './harness.ts'
+import { MemorySpace } from './test-space.ts'
 
 const HOUR = 60 * 60_000
 const PREFERENCES = '/xrpc/app.bsky.actor.getPreferences'
@@ -330,12 +331,12 @@ describe('grants when something fails', () => {
 
   it('that the Space has are read from it once for many questions', async () => {
     let reads = 0
-    const space = new (class extends Map<string, Authorization> {
-      override get(key: string) {
+    const space = new (class extends MemorySpace {
+      override read(account: DID) {
         reads++
-        return super.get(key)
+        return super.read(account)
       }
-    })()
+    })(agent)
     const { keeper, authorize, publish } = create({ space })
     await authorize(alice)
     await publish(alice)

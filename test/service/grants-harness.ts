@@ -22,14 +22,15 @@ import {
   createGrantKeeper,
   type GrantKeeper,
   type GrantPolicy,
+  type NewGrantRequest,
 } from '../../src/service/grants.ts'
-import type { Authorization, DID } from '../../src/space/index.ts'
+import type { DID } from '../../src/space/index.ts'
 import type { GrantStore } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import type { Account, Network } from '../network/index.ts'
+import { MemorySpace, SPACE, type TestSpace } from './test-space.ts'
 
-export const SPACE: DID =
-  'did:key:z6MkgGwb4xuUuddp6KsJqKNstgHUzkup95CyebHLDZZka9eU'
+export { SPACE }
 
 /** Time that passes when somebody says so, or sleeps if that is wanted. */
 export class HeldTime implements Time {
@@ -54,16 +55,12 @@ export class HeldTime implements Time {
   }
 }
 
-/** What a Space has of the agent's authorizations, by account. */
-export type SpaceContent = Map<string, Authorization>
-
 export interface TestGrantsOptions {
   network: Network
   agent: Signer
   store: GrantStore
   time?: Time
-  /** Of the Space; the clock has what is in it. */
-  space?: SpaceContent
+  space?: TestSpace
   oauth?: Partial<Pick<OAuthOptions, 'metadata' | 'keys'>>
   policy?: GrantPolicy
   logger?: Logger
@@ -78,11 +75,15 @@ export interface TestGrantsOptions {
 export interface TestGrants {
   keeper: GrantKeeper
   oauth: OAuth
-  space: SpaceContent
+  space: TestSpace
   /** Lets the keeper into an account, as its user does. */
   authorize: (account: Account, include?: string[]) => Promise<void>
-  /** Puts what is pending into the Space. */
-  publish: (account: Account) => Promise<void>
+  /**
+   * Puts what is pending into the Space.
+   *
+   * @returns whether nothing is pending then
+   */
+  publish: (account: Account) => Promise<boolean>
 }
 
 /** Grants of one agent at the real host of the network. */
@@ -91,7 +92,7 @@ export function createTestGrants({
   agent,
   store,
   time = systemTime,
-  space = new Map<string, Authorization>(),
+  space = new MemorySpace(agent),
   oauth: client = {},
   policy,
   logger = pino({ level: 'silent' }),
@@ -129,16 +130,17 @@ export function createTestGrants({
     agent,
     grants: store,
     oauth,
-    readAuthorization: async (_space, account) => space.get(account),
+    readAuthorization: (_space, account) => space.read(account),
     time,
     logger,
     ...(policy ? { policy } : {}),
   })
-  const publish = async ({ did }: Account) => {
-    const pending = await keeper.pending(SPACE, did as DID)
-    if (!pending) return
-    space.set(did, pending.authorization)
-    await keeper.published(SPACE, did as DID, pending.authorization.seq)
+  const publish = async (account: Account) => {
+    const did = account.did as DID
+    const pending = await keeper.pending(space.did, did)
+    if (!pending) return true
+    const found = await space.record(did, pending.authorization)
+    return keeper.published(space.did, did, found)
   }
   return {
     keeper,
@@ -146,18 +148,30 @@ export function createTestGrants({
     space,
     publish,
     async authorize(account, include) {
-      const { url } = await keeper.request({
-        space: SPACE,
-        account: account.did as DID,
-        ...(include ? { include } : {}),
-        delegation: Uint8Array.of(1),
-      })
-      const back = await consent(url, {
-        username: account.handle,
-        password: account.password,
-      })
+      const { url } = await keeper.request(
+        requestFor(account, { space: space.did, include })
+      )
+      const { handle: username, password } = account
+      const back = await consent(url, { username, password })
       await keeper.conclude(back.searchParams)
     },
+  }
+}
+
+/** What a keeper is asked for. */
+export function requestFor(
+  { did }: Account,
+  {
+    space = SPACE,
+    include,
+  }: { space?: DID; include?: string[] | undefined } = {}
+): NewGrantRequest {
+  return {
+    space,
+    account: did as DID,
+    ...(include ? { include } : {}),
+    delegation: Uint8Array.of(1),
+    requester: 'did:key:z6MkiTBz1ymuepAQ4HEHYSF1H8quG5GLVVQR3djdX3mDooWp',
   }
 }
 

@@ -6,7 +6,7 @@ import type { Signer } from '@ucanto/interface'
 import { ed25519 } from '@ucanto/principal'
 import { HostError } from '../../src/backup/index.ts'
 import { GRANT_POLICY, type GrantKeeper } from '../../src/service/grants.ts'
-import { ReplayedAuthorizationError, type DID } from '../../src/space/index.ts'
+import type { DID } from '../../src/space/index.ts'
 import {
   openStores,
   StoreUnavailableError,
@@ -20,10 +20,12 @@ import {
   createTestGrants,
   HeldTime,
   isRefresh,
+  requestFor,
   SPACE,
   type TestGrantsOptions,
 } from './grants-harness.ts'
 import { createFolder } from './harness.ts'
+import { MemorySpace } from './test-space.ts'
 
 const HOUR = 60 * 60_000
 const PREFERENCES = '/xrpc/app.bsky.actor.getPreferences'
@@ -71,17 +73,16 @@ describe('grants', () => {
     assert.equal(await open(keeper), undefined)
     assert.equal(await keeper.pending(SPACE, alice.did as DID), undefined)
     assert.deepEqual(await keeper.list(SPACE), [])
-    assert.equal(await keeper.revoke(SPACE, alice.did as DID), false)
+    assert.deepEqual(await keeper.revoke(SPACE, alice.did as DID), {
+      revoked: false,
+      confirmed: true,
+    })
   })
 
   it('are not begun by who takes too long', async () => {
     const time = new HeldTime()
     const { keeper } = create({ time })
-    const { url, expiration } = await keeper.request({
-      space: SPACE,
-      account: alice.did as DID,
-      delegation: Uint8Array.of(1),
-    })
+    const { url, expiration } = await keeper.request(requestFor(alice))
     const back = await consent(url, {
       username: alice.handle,
       password: alice.password,
@@ -138,13 +139,7 @@ describe('grants', () => {
               })
             : undefined,
       })
-      await assert.rejects(
-        keeper.request({
-          space: SPACE,
-          account: alice.did as DID,
-          delegation: Uint8Array.of(1),
-        })
-      )
+      await assert.rejects(keeper.request(requestFor(alice)))
       assert.ok(sent > 0, 'the host was asked there')
       assert.ok(sent < 32 * 1024 ** 2, `${sent} bytes were taken`)
     })
@@ -201,22 +196,40 @@ describe('grants', () => {
       space,
       agent: await ed25519.generate(),
     })
-    await assert.rejects(open(mallory.keeper), { name: 'UnsealError' })
+    await assert.rejects(open(mallory.keeper), {
+      name: 'ReauthorizeError',
+      message: /not ours/,
+    })
   })
 
-  it('are not taken from a Space that has an older one', async () => {
+  it('are not taken from a Space that has an older one, until it has the newest', async () => {
     const time = new HeldTime()
-    const { keeper, authorize, publish, space } = create({ time })
+    const space = new MemorySpace(agent)
+    const { keeper, authorize, publish } = create({ time, space })
     await authorize(alice)
     await publish(alice)
-    const first = space.get(alice.did)
-    assert.ok(first)
+    const first = space.state
     time.pass(2 * HOUR)
     await read(keeper)
     await publish(alice)
-    assert.equal(space.get(alice.did)?.seq, 2)
-    space.set(alice.did, first)
-    await assert.rejects(open(keeper), ReplayedAuthorizationError)
+    const second = space.state
+    assert.equal((await space.read(alice.did as DID))?.seq, 2)
+    for (const [state, why] of [
+      [first, /from before/],
+      [undefined, /not in the Space any more/],
+    ] as const) {
+      space.state = state
+      await assert.rejects(open(keeper), {
+        name: 'ReauthorizeError',
+        message: why,
+      })
+      const [listed] = await keeper.list(SPACE)
+      assert.equal(listed?.state, 'ended')
+      assert.match(listed.reason?.message ?? '', why)
+      space.state = second
+      await read(keeper)
+      assert.equal((await keeper.list(SPACE))[0]?.state, 'active')
+    }
   })
 
   it('end when the host takes them no more, which is not asked again', async () => {
@@ -342,7 +355,10 @@ describe('grants', () => {
     assert.deepEqual(listed?.parts, ['preferences', 'mutes'])
     await read(keeper)
 
-    assert.equal(await keeper.revoke(SPACE, alice.did as DID), true)
+    assert.deepEqual(await keeper.revoke(SPACE, alice.did as DID), {
+      revoked: true,
+      confirmed: true,
+    })
     assert.equal(revoked.length, 2)
     assert.equal(await open(keeper), undefined)
     assert.deepEqual(await keeper.list(SPACE), [])
@@ -376,11 +392,7 @@ describe('grants', () => {
             await save(next)
           },
         })
-      await keeper.request({
-        space: SPACE,
-        account: alice.did as DID,
-        delegation: Uint8Array.of(1),
-      })
+      await keeper.request(requestFor(alice))
       await authorize(alice)
       time.pass(2 * HOUR)
       await read(keeper)

@@ -16,6 +16,7 @@ import { CID } from 'multiformats/cid'
 import { Agent } from '../cli/harness.ts'
 import { consent } from '../network/consent.ts'
 import { seedAccount, startNetwork } from '../network/index.ts'
+import { comeBack } from './come-back.ts'
 import { createFolder, startTestService } from './harness.ts'
 
 const SECRET = 'psst-do-not-tell-mallory'
@@ -63,8 +64,8 @@ describe('secrets', () => {
               passed.push(
                 ...['code', 'state'].map((name) => back.searchParams.get(name)!)
               )
-              const response = await fetch(back)
-              printed.push(await response.text())
+              const { page } = await comeBack(back)
+              printed.push(page)
             })
           )
         },

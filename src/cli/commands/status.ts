@@ -3,6 +3,7 @@ import { findRecovery, latestBackup } from '../../space/index.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { NotAllowedError, ServiceError } from '../errors.ts'
 import { formatFields, formatTable, printable } from '../format.ts'
+import { openGrants } from '../grants.ts'
 import { describeProgress } from '../progress.ts'
 import { reauthorizeNote } from '../reauthorize.ts'
 import { listRuns } from '../run.ts'
@@ -48,12 +49,13 @@ export function createStatusCommand(
         : undefined
       const runs = service && (await answerOf(readRuns(session)))
       const grants = service && (await answerOf(readGrants(session)))
+      const own = await answerOf(readOwnGrants(session))
       const state = await answerOf(readState(session))
       const info = service?.error ? undefined : service?.value.info
       const { head, accounts } = state.error
         ? { head: undefined, accounts: undefined }
         : state.value
-      const problems = [service, runs, grants, state].flatMap((answer) =>
+      const problems = [service, runs, grants, own, state].flatMap((answer) =>
         answer?.error ? [answer.error] : []
       )
       // One cause may have stopped several answers.
@@ -70,6 +72,7 @@ export function createStatusCommand(
           accounts: accounts ?? null,
           runs: runs && !runs.error ? runs.value : null,
           authorizations: grants && !grants.error ? grants.value : null,
+          ownAuthorizations: own.error ? null : own.value,
           errors: [...errors.values()].map(({ name, message }) => ({
             name,
             message,
@@ -97,6 +100,11 @@ export function createStatusCommand(
           ...(grants && !grants.error
             ? grants.value.flatMap((grant) => reauthorizeNote(grant))
             : []),
+          ...(own.error
+            ? []
+            : own.value.flatMap((grant) =>
+                reauthorizeNote(grant, { here: true })
+              )),
           ...(runs && !runs.error && runs.value.length > 0
             ? [tableOfRuns(runs.value)]
             : []),
@@ -126,6 +134,12 @@ async function readGrants(session: Session) {
     if (isUnknown) return []
     throw error
   }
+}
+
+/** Grants of this agent itself. */
+async function readOwnGrants(session: Session) {
+  const { keeper } = await openGrants(session)
+  return keeper.list(session.space())
 }
 
 async function readRuns(session: Session) {
