@@ -939,7 +939,9 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       delegation,
       giveBack,
     })
-    await tellHostOfAll(subject)
+    await tellHostOfAll(subject).catch((error: unknown) => {
+      logger.warn({ err: error, ...subject }, 'a grant is given back later')
+    })
     return { ...known, parts, missing, expiration: until }
   }
 

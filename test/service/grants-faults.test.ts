@@ -4,8 +4,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Signer } from '@ucanto/interface'
 import { ed25519 } from '@ucanto/principal'
 import type { Keyset } from '@atproto/oauth-client-node'
+import { pino } from 'pino'
 import { confidentialMetadata } from '../../src/atproto/oauth/index.ts'
+import { ForbiddenAddressError, HostError } from '../../src/backup/index.ts'
 import { loadClientKeys } from '../../src/node/index.ts'
+import { GrantRequestError } from '../../src/service/grant-errors.ts'
 import { GRANT_POLICY, type GrantKeeper } from '../../src/service/grants.ts'
 import type { DID } from '../../src/space/index.ts'
 import {
@@ -14,12 +17,14 @@ import {
   type GrantStore,
   type Stores,
 } from '../../src/stores/index.ts'
+import { consent } from '../network/consent.ts'
 import type { Account, Network, Pds, Plc } from '../network/index.ts'
 import { openLoopbackServer } from '../network/loopback-server.ts'
 import { startPds, startPlc } from '../network/pds.ts'
 import {
   createTestGrants,
   HeldTime,
+  requestFor,
   routeClient,
   SPACE,
   type TestGrantsOptions,
@@ -308,6 +313,314 @@ describe('grants when something fails', () => {
     assert.equal(response.status, 200)
     await response.body?.cancel()
     assert.deepEqual({ taken, refused }, { taken: 1, refused: 0 })
+  })
+
+  describe('in the Space', () => {
+    const did = () => alice.did as DID
+
+    /** A Space that cannot be read for a while. */
+    class DarkSpace extends MemorySpace {
+      isDark = false
+      override async read(account: DID) {
+        if (this.isDark) throw new Error('nobody answers')
+        return super.read(account)
+      }
+    }
+
+    it('are not dropped for earlier ones by a greater number', async () => {
+      const time = new HeldTime()
+      const space = new DarkSpace(agent)
+      const first = create({ time, space })
+      await first.authorize(alice)
+      time.pass(2 * HOUR)
+      await read(first.keeper)
+      assert.ok(await first.publish(alice))
+      assert.equal((await space.read(did()))?.seq, 2)
+
+      // The database is lost, the Space cannot be read, and the user consents.
+      await using empty = await openStores({ path: ':memory:' })
+      const second = create({ time, space, store: empty.grants })
+      space.isDark = true
+      time.pass(HOUR)
+      await second.authorize(alice)
+      space.isDark = false
+      assert.equal((await empty.grants.get(SPACE, did()))?.seq, 1)
+      assert.equal(await second.publish(alice), false)
+      assert.equal((await empty.grants.get(SPACE, did()))?.seq, 3)
+      assert.equal(await second.publish(alice), true)
+      assert.equal((await space.read(did()))?.seq, 3)
+      taken = 0
+      await read(second.keeper)
+      // It is the session of the second consent: it was not refreshed yet.
+      assert.deepEqual({ taken, refused }, { taken: 0, refused: 0 })
+    })
+
+    it('are counted on from the greatest number that anybody has', async () => {
+      const time = new HeldTime()
+      const space = new MemorySpace(agent)
+      const first = create({ time, space })
+      await first.authorize(alice)
+      time.pass(2 * HOUR)
+      await read(first.keeper)
+      await first.publish(alice)
+      await using empty = await openStores({ path: ':memory:' })
+      const second = create({ time, space, store: empty.grants })
+      await second.authorize(alice)
+      assert.equal((await empty.grants.get(SPACE, did()))?.seq, 3)
+      assert.equal(await second.publish(alice), true)
+    })
+
+    it('are taken over by a database that was put back with an earlier one', async () => {
+      const time = new HeldTime()
+      const space = new MemorySpace(agent)
+      const before = create({ time, space })
+      await before.authorize(alice)
+      const stored = await stores.grants.get(SPACE, did())
+      assert.ok(stored?.sealed)
+      await using restored = await openStores({ path: ':memory:' })
+      await restored.grants.put(
+        { ...stored, sealed: stored.sealed },
+        time.now()
+      )
+      time.pass(2 * HOUR)
+      await read(before.keeper)
+      await before.publish(alice)
+
+      const after = create({ time, space, store: restored.grants })
+      await read(after.keeper)
+      assert.deepEqual({ taken, refused }, { taken: 1, refused: 0 })
+      assert.equal((await restored.grants.get(SPACE, did()))?.seq, 2)
+    })
+
+    it('give way to later ones of the same number', async () => {
+      const time = new HeldTime()
+      const space = new DarkSpace(agent)
+      const first = create({ time, space })
+      await first.authorize(alice)
+      await using empty = await openStores({ path: ':memory:' })
+      const second = create({ time, space, store: empty.grants })
+      time.pass(HOUR / 2)
+      await second.authorize(alice)
+      assert.equal(await second.publish(alice), true)
+      assert.equal(await first.publish(alice), false)
+      assert.equal(await first.publish(alice), true)
+      const { created } = (await empty.grants.get(SPACE, did()))!
+      assert.equal((await stores.grants.get(SPACE, did()))?.created, created)
+      assert.equal((await space.read(did()))?.seq, 2)
+      await read(first.keeper)
+    })
+
+    it('do not give way to what somebody else has put there', async () => {
+      const space = new MemorySpace(agent)
+      const { keeper, authorize, publish } = create({ space })
+      await authorize(alice)
+      await space.record(did(), {
+        seq: 7,
+        expiration: 2 ** 40,
+        sealed: Uint8Array.of(1, 2, 3),
+      })
+      assert.equal(await publish(alice), false)
+      assert.equal(await publish(alice), true)
+      assert.equal((await space.read(did()))?.seq, 8)
+      await read(keeper)
+    })
+
+    it('are neither ended nor given back while it cannot be read', async () => {
+      const space = new DarkSpace(agent)
+      const { keeper, authorize, publish } = create({ space })
+      await authorize(alice)
+      await publish(alice)
+      space.isDark = true
+      for (const attempt of [
+        () => keeper.open(SPACE, did()),
+        () => keeper.revoke(SPACE, did()),
+      ]) {
+        await assert.rejects(attempt(), {
+          name: 'SpaceUnreadableError',
+          message: /try again later/,
+        })
+      }
+      assert.equal((await stateOf(keeper)).state, 'active')
+      space.isDark = false
+      await read(keeper)
+    })
+  })
+
+  describe('that are given back', () => {
+    let isDown = false
+    let revoked: string[] = []
+    const did = () => alice.did as DID
+    const failing = (options: Partial<TestGrantsOptions> = {}) =>
+      create({
+        answer: ({ pathname }) =>
+          isDown && pathname === '/oauth/revoke'
+            ? new Response('', { status: 503 })
+            : undefined,
+        change({ pathname }, response) {
+          if (pathname === '/oauth/revoke' && response.ok) {
+            revoked.push(pathname)
+          }
+          return response
+        },
+        ...options,
+      })
+
+    beforeEach(() => {
+      isDown = false
+      revoked = []
+    })
+
+    it('are given back again until the host has confirmed', async () => {
+      const time = new HeldTime()
+      const { keeper, authorize } = failing({ time })
+      await authorize(alice)
+      isDown = true
+      assert.deepEqual(await keeper.revoke(SPACE, did()), {
+        revoked: true,
+        confirmed: false,
+      })
+      assert.deepEqual(await keeper.list(SPACE), [])
+      assert.equal(await keeper.open(SPACE, did()), undefined)
+      assert.deepEqual(await keeper.revoke(SPACE, did()), {
+        revoked: false,
+        confirmed: false,
+      })
+      isDown = false
+      // It was told just now.
+      await keeper.giveBack(time.now() - 1, { limit: 10 })
+      assert.equal(revoked.length, 0)
+      time.pass(HOUR)
+      await keeper.giveBack(time.now() - 1, { limit: 10 })
+      assert.equal(revoked.length, 1)
+      assert.deepEqual(await keeper.revoke(SPACE, did()), {
+        revoked: false,
+        confirmed: true,
+      })
+      assert.equal(revoked.length, 1)
+    })
+
+    it('are not forgotten by who is killed before the host is told', async () => {
+      const { keeper, authorize } = failing()
+      await authorize(alice)
+      const gone = failing({
+        onRequest: ({ pathname }) =>
+          pathname === '/oauth/revoke' ? new Promise(() => {}) : undefined,
+      })
+      void gone.keeper.revoke(SPACE, did())
+      while ((await stores.grants.returnsOf(SPACE, did())).length === 0) {
+        await sleep(5)
+      }
+      await keeper.giveBack(Date.now(), { limit: 10 })
+      assert.equal(revoked.length, 1)
+      assert.deepEqual(await stores.grants.returnsOf(SPACE, did()), [])
+    })
+
+    it('are given back with what a refresh gets meanwhile', async () => {
+      const time = new HeldTime()
+      const { keeper, authorize } = failing({ time })
+      await authorize(alice)
+      time.pass(2 * HOUR)
+      const answered = Promise.withResolvers<void>()
+      const gate = Promise.withResolvers<void>()
+      const refreshing = failing({
+        time,
+        async change({ pathname }, response) {
+          if (pathname === '/oauth/revoke') revoked.push(pathname)
+          if (pathname !== '/oauth/token' || !response.ok) return response
+          answered.resolve()
+          await gate.promise
+          return response
+        },
+      })
+      const opening = refreshing.keeper.open(SPACE, did())
+      await answered.promise
+      await keeper.revoke(SPACE, did())
+      assert.equal(revoked.length, 1)
+      gate.resolve()
+      assert.equal(await opening, undefined)
+      assert.equal(revoked.length, 2)
+      assert.deepEqual(await stores.grants.returnsOf(SPACE, did()), [])
+      assert.deepEqual(await keeper.list(SPACE), [])
+    })
+
+    it('are no secret in the database while they wait', async () => {
+      const { keeper, authorize } = failing()
+      await authorize(alice)
+      isDown = true
+      await keeper.revoke(SPACE, did())
+      const [waiting] = await stores.grants.returnsOf(SPACE, did())
+      const text = Buffer.from(waiting!.sealed).toString('latin1')
+      assert.match(text, /^eyJ/)
+      assert.ok(!/token|dpop/i.test(text))
+    })
+  })
+
+  describe('whose requests fail', () => {
+    const conclude = async (options: Partial<TestGrantsOptions>) => {
+      const { keeper } = create(options)
+      const { url } = await keeper.request(requestFor(alice))
+      const { handle: username, password } = alice
+      const back = await consent(url, { username, password })
+      await assert.rejects(
+        keeper.conclude(back.searchParams),
+        (error: Error) => {
+          assert.ok(error instanceof GrantRequestError)
+          assert.equal(error.request?.account, alice.did)
+          outcome = error.name
+          return true
+        }
+      )
+      assert.deepEqual(await keeper.list(SPACE), [])
+    }
+    let outcome = ''
+    const atToken = (fail: () => void) => ({
+      onRequest({ pathname }: URL) {
+        if (pathname === '/oauth/token') fail()
+      },
+    })
+
+    it('say so by name to who has asked', async () => {
+      await conclude(
+        atToken(() => {
+          throw new HostError('it is down')
+        })
+      )
+      assert.equal(outcome, 'HostUnavailable')
+      await conclude(
+        atToken(() => {
+          throw new ForbiddenAddressError('it is at home')
+        })
+      )
+      assert.equal(outcome, 'HostRefused')
+      const logged: string[] = []
+      const logger = pino({}, { write: (line) => void logged.push(line) })
+      const store: GrantStore = {
+        ...stores.grants,
+        get: () => Promise.reject(new StoreUnavailableError('away')),
+      }
+      const { keeper } = create({ store, logger })
+      const { url } = await keeper.request(requestFor(alice))
+      const { handle: username, password } = alice
+      const back = await consent(url, { username, password })
+      await assert.rejects(keeper.conclude(back.searchParams), {
+        name: 'InternalError',
+      })
+      assert.match(logged.join(''), /a request could not be concluded/)
+    })
+  })
+
+  it('are waited for by who goes down', async () => {
+    const time = new HeldTime()
+    const { keeper, authorize } = create({ time })
+    await authorize(alice)
+    time.pass(2 * HOUR)
+    delay = 300
+    const reading = read(keeper)
+    while (taken === 0) await sleep(5)
+    await keeper.settle()
+    assert.equal((await stores.grants.get(SPACE, alice.did))?.seq, 2)
+    await reading
+    await keeper.settle()
   })
 
   it('ask the host who it is once for many questions', async () => {

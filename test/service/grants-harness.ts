@@ -70,14 +70,18 @@ export interface TestGrantsOptions {
   onRequest?: (url: URL, body: string) => void | Promise<void>
   /** Answers in the place of the host, where it gives something. */
   answer?: (url: URL, body: string) => Response | undefined
+  /** Changes what the host has answered. */
+  change?: (url: URL, response: Response) => Response | Promise<Response>
 }
+
+type Conclusion = Awaited<ReturnType<GrantKeeper['conclude']>>
 
 export interface TestGrants {
   keeper: GrantKeeper
   oauth: OAuth
   space: TestSpace
   /** Lets the keeper into an account, as its user does. */
-  authorize: (account: Account, include?: string[]) => Promise<void>
+  authorize: (account: Account, include?: string[]) => Promise<Conclusion>
   /**
    * Puts what is pending into the Space.
    *
@@ -99,6 +103,7 @@ export function createTestGrants({
   limits,
   onRequest,
   answer,
+  change,
 }: TestGrantsOptions): TestGrants {
   const safe = createSafeFetch({ allowPrivateNetwork: true, ...limits })
   const watched =
@@ -112,7 +117,8 @@ export function createTestGrants({
       await onRequest?.(url, body)
       const given = answer?.(url, body)
       if (given) return given
-      return fetch(input, init)
+      const response = await fetch(input, init)
+      return (await change?.(url, response)) ?? response
     }
   const fetch: SafeFetch = {
     small: watched(safe.small),
@@ -153,7 +159,7 @@ export function createTestGrants({
       )
       const { handle: username, password } = account
       const back = await consent(url, { username, password })
-      await keeper.conclude(back.searchParams)
+      return keeper.conclude(back.searchParams)
     },
   }
 }

@@ -171,6 +171,61 @@ describe('grants', () => {
     await read(keeper)
   })
 
+  it('are asked for once more of a host that leaves out without a word what it does not know', async () => {
+    let asked = 0
+    const revoked: string[] = []
+    const { keeper, authorize } = create({
+      onRequest: (url, body) => {
+        if (url.pathname === '/oauth/revoke') revoked.push(body)
+      },
+      // The real host knows them: here it plays one that is older.
+      change: async (url, response) => {
+        if (url.pathname !== '/oauth/token' || !response.ok) return response
+        return asked++ > 0
+          ? response
+          : Response.json(
+              { ...((await response.json()) as object), scope: 'atproto' },
+              response
+            )
+      },
+    })
+    const { again } = await authorize(alice, ['preferences', 'conversations'])
+    assert.ok(again)
+    assert.deepEqual(await keeper.list(SPACE), [])
+    assert.equal(revoked.length, 1)
+
+    const { handle: username, password } = alice
+    const back = await consent(again, { username, password })
+    const granted = await keeper.conclude(back.searchParams)
+    assert.ok(!granted.again)
+    assert.deepEqual(granted.missing, [])
+    assert.ok(granted.parts.includes('conversations'))
+    const [listed] = await keeper.list(SPACE)
+    assert.match(listed?.scope ?? '', /transition:generic/)
+    await read(keeper)
+  })
+
+  it('name what was asked for and is not granted', async () => {
+    const { keeper, authorize } = create({
+      change: async (url, response) => {
+        if (url.pathname !== '/oauth/token' || !response.ok) return response
+        const token = (await response.json()) as { scope: string }
+        const scope = token.scope
+          .split(' ')
+          .filter((each) => !each.includes('getMutes'))
+          .join(' ')
+        return Response.json({ ...token, scope }, response)
+      },
+    })
+    const granted = await authorize(alice, ['preferences', 'mutes'])
+    assert.ok(!granted.again)
+    assert.deepEqual(granted.parts, ['preferences'])
+    assert.deepEqual(granted.missing, ['mutes'])
+    const [listed] = await keeper.list(SPACE)
+    assert.deepEqual(listed?.missing, ['mutes'])
+    assert.equal(listed.scopeVersion, 1)
+  })
+
   it('are pending until the clock has them, and come back from the Space', async () => {
     const { keeper, authorize, publish, space } = create()
     await authorize(alice)
