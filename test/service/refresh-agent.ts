@@ -10,8 +10,9 @@ import {
   GRANT_POLICY,
   type GrantKeeper,
 } from '../../src/service/grants.ts'
-import type { Authorization, DID } from '../../src/space/index.ts'
+import type { DID } from '../../src/space/index.ts'
 import type { GrantStore } from '../../src/stores/index.ts'
+import type { TestSpace } from './test-space.ts'
 
 /** Where a refresh is, in this order; it waits until it may go on. */
 export type RefreshStep =
@@ -29,8 +30,7 @@ export interface RefreshAgentOptions {
   store: GrantStore
   plcUrl: string
   pdsUrl: string
-  readAuthorization: () => Promise<Authorization | undefined>
-  writeAuthorization: (authorization: Authorization) => Promise<void>
+  space: TestSpace
   onStep?: (step: RefreshStep) => Promise<void>
   /** How far the agent's time is ahead, in milliseconds. */
   ahead: () => number
@@ -39,7 +39,7 @@ export interface RefreshAgentOptions {
 export interface RefreshAgent {
   keeper: GrantKeeper
   /** Puts what is pending into the Space. */
-  publish: (space: DID, account: DID) => Promise<void>
+  publish: (account: DID) => Promise<void>
 }
 
 /** An agent with grants at a real host, one of several with the same store. */
@@ -48,8 +48,7 @@ export function createRefreshAgent({
   store,
   plcUrl,
   pdsUrl,
-  readAuthorization,
-  writeAuthorization,
+  space,
   onStep = async () => {},
   ahead,
 }: RefreshAgentOptions): RefreshAgent {
@@ -79,15 +78,15 @@ export function createRefreshAgent({
     agent,
     grants: {
       ...store,
-      async put(update, now) {
-        const isNewest = await store.put(update, now)
+      async put(...input) {
+        const isNewest = await store.put(...input)
         await onStep('journal')
         return isNewest
       },
     },
     // How long a grant lasts is for another test.
     oauth: { ...oauth, lifetimes: CONFIDENTIAL_LIFETIMES },
-    readAuthorization,
+    readAuthorization: (_space, account) => space.read(account),
     time,
     logger: pino({ level: 'silent' }),
     // Whoever waits for another is to find out at once.
@@ -95,12 +94,14 @@ export function createRefreshAgent({
   })
   return {
     keeper,
-    async publish(space, account) {
-      const pending = await keeper.pending(space, account)
-      if (!pending) return
-      await writeAuthorization(pending.authorization)
-      await onStep('space')
-      await keeper.published(space, account, pending.authorization.seq)
+    async publish(account) {
+      for (;;) {
+        const pending = await keeper.pending(space.did, account)
+        if (!pending) return
+        const found = await space.record(account, pending.authorization)
+        await onStep('space')
+        if (await keeper.published(space.did, account, found)) return
+      }
     },
   }
 }

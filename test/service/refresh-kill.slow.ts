@@ -5,25 +5,22 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { ed25519 } from '@ucanto/principal'
 import { withNativeSigning } from '../../src/node/index.ts'
 import { GRANT_POLICY } from '../../src/service/grants.ts'
-import type { Authorization, DID } from '../../src/space/index.ts'
+import type { DID } from '../../src/space/index.ts'
 import { openStores } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import { startPds, startPlc } from '../network/pds.ts'
 import { createRefreshAgent, type RefreshStep } from './refresh-agent.ts'
-import {
-  loadRefreshProcess,
-  type Question,
-  type RefreshProcess,
-} from './refresh-process.ts'
+import { requestFor } from './grants-harness.ts'
+import { loadRefreshProcess, type RefreshProcess } from './refresh-process.ts'
 import {
   createEmbeddedStore,
   createPostgresStore,
   databaseServer,
   type TestStore,
 } from './slow-stores.ts'
+import { createSpacePlace, openSpaceAt } from './test-space.ts'
 
 const ROUNDS = Number(process.env.REFRESH_KILL_ROUNDS ?? 60)
-const SPACE: DID = 'did:key:z6MkgGwb4xuUuddp6KsJqKNstgHUzkup95CyebHLDZZka9eU'
 const PREFERENCES = '/xrpc/app.bsky.actor.getPreferences'
 
 /** Where the agent is killed, round after round. */
@@ -82,37 +79,29 @@ async function killAgainAndAgain(
   const agent = withNativeSigning(await ed25519.generate())
   const hosts = { plcUrl: plc.url, pdsUrl: pds.url }
 
-  let content: Authorization | undefined
-  const readAuthorization = async () => content
-  const writeAuthorization = async (authorization: Authorization) => {
-    assert.ok(authorization.seq >= (content?.seq ?? 0))
-    content = authorization
-  }
+  const { place } = resources.use(await createSpacePlace(agent))
+  const space = openSpaceAt(agent, place)
   let ahead = 0
   const { keeper, publish } = createRefreshAgent({
     ...hosts,
     agent,
+    space,
     store: stores.grants,
-    readAuthorization,
-    writeAuthorization,
     ahead: () => ahead,
   })
   const authorize = async () => {
-    const { url } = await keeper.request({
-      space: SPACE,
-      account,
-      include: ['preferences'],
-      delegation: Uint8Array.of(1),
-    })
+    const { url } = await keeper.request(
+      requestFor(alice, { space: space.did, include: ['preferences'] })
+    )
     const back = await consent(url, {
       username: alice.handle,
       password: alice.password,
     })
     await keeper.conclude(back.searchParams)
-    await publish(SPACE, account)
+    await publish(account)
   }
   const read = async () => {
-    const session = await keeper.open(SPACE, account)
+    const session = await keeper.open(space.did, account)
     assert.ok(session)
     const response = await session.fetch(PREFERENCES)
     const text = await response.text()
@@ -121,16 +110,11 @@ async function killAgainAndAgain(
 
   let moment: (typeof MOMENTS)[number] = 'any'
   let hasSent = () => {}
-  const answer = async (question: Question, kill: () => Promise<void>) => {
-    if (question.is === 'read') return content
-    if (question.is === 'write') {
-      return writeAuthorization(question.authorization)
-    }
-    if (question.step === 'request') hasSent()
-    if (moment.startsWith(question.step)) await kill()
-    return undefined
-  }
-  const load = () => loadRefreshProcess(answer)
+  const load = () =>
+    loadRefreshProcess(async (step, kill) => {
+      if (step === 'request') hasSent()
+      if (moment.startsWith(step)) await kill()
+    })
   // Processes take longer to load than to be killed: one is always ahead.
   let next: Promise<RefreshProcess> = load()
   resources.defer(async () => (await next)[Symbol.asyncDispose]())
@@ -140,7 +124,7 @@ async function killAgainAndAgain(
   for (let round = 0; round < rounds; round++) {
     moment = MOMENTS[round % MOMENTS.length]!
     const said = `round ${round}, killed at ${moment}`
-    const before = (await stores.grants.get(SPACE, account))!.seq
+    const before = (await stores.grants.get(space.did, account))!.seq
     const takenBefore = taken.length
     const refusedBefore = refused.length
     {
@@ -148,7 +132,7 @@ async function killAgainAndAgain(
       next = load()
       await child.start({
         ...hosts,
-        space: SPACE,
+        space: place,
         account,
         key: ed25519.format(agent),
         stores: store.serviceOptions,
@@ -177,7 +161,7 @@ async function killAgainAndAgain(
     const isTaken = taken.length > takenBefore
     assert.ok(taken.length - takenBefore <= 1, said)
     assert.equal(refused.length, refusedBefore, said)
-    const left = (await stores.grants.get(SPACE, account))!
+    const left = (await stores.grants.get(space.did, account))!
     const kept = left.seq - before
     assert.ok(kept <= Number(isTaken), said)
     if (moment === 'request') assert.equal(isTaken, false, said)
@@ -187,7 +171,7 @@ async function killAgainAndAgain(
     }
     if (moment === 'journal') assert.equal(kept, 1, said)
     if (moment.startsWith('space')) {
-      assert.equal(content?.seq, before + 1, said)
+      assert.equal((await space.read(account))?.seq, before + 1, said)
     }
     if (moment.endsWith('the database is lost')) {
       await stores.database.deleteFrom('grants').execute()
@@ -203,13 +187,13 @@ async function killAgainAndAgain(
       assert.equal(taken.length, takenBefore + 1, said)
     }
     if (what === 'between') {
-      const opening = () => keeper.open(SPACE, account)
+      const opening = () => keeper.open(space.did, account)
       await assert.rejects(opening(), { name: 'ReauthorizeError' }, said)
       assert.equal(refused.length, refusedBefore + 1, said)
       // It is said once, and the host is left alone.
       await assert.rejects(opening(), { name: 'ReauthorizeError' }, said)
       assert.equal(refused.length, refusedBefore + 1, said)
-      assert.equal((await keeper.list(SPACE))[0]?.state, 'ended', said)
+      assert.equal((await keeper.list(space.did))[0]?.state, 'ended', said)
       await authorize()
       await read()
       continue
@@ -218,8 +202,12 @@ async function killAgainAndAgain(
     await read()
     assert.equal(taken.length, takenBefore + 2 - Number(what === 'before'))
     assert.equal(refused.length, refusedBefore, said)
-    await publish(SPACE, account)
-    assert.equal(content?.seq, before + 2 - Number(what === 'before'), said)
+    await publish(account)
+    assert.equal(
+      (await space.read(account))?.seq,
+      before + 2 - Number(what === 'before'),
+      said
+    )
   }
 
   for (const what of ['before', 'between', 'after']) {
@@ -235,9 +223,9 @@ async function killAgainAndAgain(
     ...(await Promise.all(
       files.map((name) => readFile(join(store.dataFolder, name)))
     )),
-    content!.sealed,
+    (await space.read(account))!.sealed,
   ])
-  assert.ok(all.includes(SPACE))
+  assert.ok(all.includes(space.did))
   for (const secret of [...taken, ...refused, 'refresh_token', 'dpopJwk']) {
     assert.ok(!all.includes(secret), 'a secret is kept in plain text')
   }

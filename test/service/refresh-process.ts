@@ -1,13 +1,14 @@
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
-import type { Authorization, DID } from '../../src/space/index.ts'
+import type { DID } from '../../src/space/index.ts'
 import type { StoresOptions } from '../../src/stores/index.ts'
 import type { RefreshStep } from './refresh-agent.ts'
+import type { SpacePlace } from './test-space.ts'
 
 /** What an agent in another process is told first. */
 export interface Setting {
-  space: DID
+  space: SpacePlace
   account: DID
   /** Secret key of the agent. */
   key: string
@@ -28,14 +29,15 @@ export interface Order {
   publish: boolean
 }
 
-export type Question =
-  | { is: 'read' }
-  | { is: 'write'; authorization: Authorization }
-  | { is: 'step'; step: RefreshStep }
+/** A step that the agent has come to. */
+export interface Question {
+  number: number
+  step: RefreshStep
+}
 
+/** It may go on. */
 export interface Answer {
   number: number
-  answer: unknown
 }
 
 /** An agent in another process. Disposing of it kills it. */
@@ -50,10 +52,10 @@ export interface RefreshProcess extends AsyncDisposable {
 /**
  * Loads an agent into a process of its own.
  *
- * @param answer - to what the agent asks; it waits for that
+ * @param onStep - called at each step; the agent waits for it
  */
 export async function loadRefreshProcess(
-  answer: (question: Question, kill: () => Promise<void>) => Promise<unknown>
+  onStep: (step: RefreshStep, kill: () => Promise<void>) => Promise<void>
 ): Promise<RefreshProcess> {
   const script = fileURLToPath(new URL('refresh-child.ts', import.meta.url))
   const child = fork(script, { serialization: 'advanced' })
@@ -69,18 +71,15 @@ export async function loadRefreshProcess(
       exit.then(() => undefined),
     ])
   child.on('message', (message) => {
-    if (typeof message !== 'object' || !('question' in message)) {
+    if (typeof message !== 'object' || !('step' in message)) {
       wake(message)
       return
     }
-    const { number, question } = message as never as {
-      number: number
-      question: Question
-    }
-    answer(question, kill).then(
-      (answer) => {
+    const { number, step } = message as Question
+    onStep(step, kill).then(
+      () => {
         // Who was killed does not listen any more.
-        if (child.connected) child.send({ number, answer }, () => {})
+        if (child.connected) child.send({ number }, () => {})
       },
       (error: unknown) => wake({ failure: String(error) })
     )

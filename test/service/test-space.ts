@@ -1,10 +1,18 @@
 import type { Delegation, Principal, Signer } from '@ucanto/interface'
+import { ed25519 } from '@ucanto/principal'
 import {
   DEFAULT_LIMITS,
   recordAuthorization,
   type Clock,
 } from '../../src/backup/index.ts'
+import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
+import { createClock } from '../../src/client/clock.ts'
+import { connect } from '../../src/client/index.ts'
 import { createNativeSha256, systemTime } from '../../src/node/index.ts'
+import {
+  decodeDelegations,
+  encodeDelegations,
+} from '../../src/service/authority.ts'
 import {
   accounts,
   listAuthorizations,
@@ -22,6 +30,8 @@ import {
   createSpaceReader,
   createSpaceWriter,
 } from '../../src/storacha/index.ts'
+import { startStoracha } from '../network/storacha.ts'
+import { allow, startTestService } from './harness.ts'
 
 export const SPACE: DID =
   'did:key:z6MkgGwb4xuUuddp6KsJqKNstgHUzkup95CyebHLDZZka9eU'
@@ -134,5 +144,51 @@ export function openRealSpace(
         },
         { account, agent: agent.did(), authorization }
       ),
+  }
+}
+
+/** Where a Space and its clock are, for an agent in whatever process. */
+export interface SpacePlace {
+  space: DID
+  /** CAR of what allows the agent to write into it. */
+  proofs: Uint8Array
+  storacha: { url: string; did: string; receiptsUrl: string }
+  /** Has the clock. */
+  service: { url: string; did: string }
+}
+
+/** Opens a Space whose clock a service has. */
+export function openSpaceAt(
+  agent: Signer,
+  { space, service, storacha, ...place }: SpacePlace
+): TestSpace {
+  const proofs = decodeDelegations(place.proofs)
+  const clock = createClock(
+    { issuer: agent, with: space as `did:key:${string}`, proofs },
+    { connection: connect({ ...service, url: new URL(service.url) } as never) }
+  )
+  return openRealSpace(agent, { space, proofs, storacha, clock })
+}
+
+/** A new Space at a real upload service, and a service that has its clock. */
+export async function createSpacePlace(
+  agent: Signer
+): Promise<{ place: SpacePlace } & AsyncDisposable> {
+  await using resources = new AsyncDisposableStack()
+  const storacha = resources.use(await startStoracha())
+  const service = resources.use(await startTestService())
+  const space = await ed25519.generate()
+  await storacha.provision(space.did())
+  const proofs = await allow(space, agent, BACKUP_ABILITIES)
+  const { url, did, receiptsUrl } = storacha
+  const owned = resources.move()
+  return {
+    place: {
+      space: space.did(),
+      proofs: encodeDelegations([proofs]),
+      storacha: { url, did, receiptsUrl },
+      service: { url: service.url.href, did: service.did },
+    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
 }
