@@ -310,6 +310,9 @@ const MOVED = 'Issuer mismatch'
 /** What the client throws without the key of a session, and does not export. */
 const NO_KEY = 'AuthMethodUnsatisfiableError'
 
+/** What a PDS says in the place of its user, who has not said no. */
+const DEACTIVATED = /\bdeactivated\b/i
+
 type SetState = (key: string, state: NodeSavedState) => void
 type SetSession = (session: NodeSavedSession) => void | Promise<void>
 
@@ -424,6 +427,12 @@ function failureOf(error: unknown, account?: string): Error {
   if (error instanceof Error && error.constructor.name === NO_KEY) {
     return new HostRefusedError(
       `the key by which the host of ${about} knows us is not there; put the file of client keys back`,
+      { cause: error }
+    )
+  }
+  if (code === 'access_denied' && DEACTIVATED.test(said(error))) {
+    return new HostRefusedError(
+      `the host of ${about} lets nobody in while it is deactivated. Activate it there, and authorize again.`,
       { cause: error }
     )
   }
