@@ -35,7 +35,7 @@ export type OAuthState = string & { readonly brand?: 'OAuthState' }
  */
 export interface OAuth {
   /** What hosts are told, where it is told by us. */
-  metadata: ClientMetadata
+  metadata(): Promise<ClientMetadata>
   lifetimes: GrantLifetimes
 
   /**
@@ -112,10 +112,16 @@ const MAX_ANSWER = 2 ** 20
 /** What a request of the client may do, beside asking for metadata. */
 type Purpose = 'authorize' | 'callback' | 'refresh' | 'read' | 'revoke'
 
-export interface OAuthOptions {
+/** How a client introduces itself to hosts. */
+export interface OAuthClient {
   metadata: ClientMetadata
   /** Keys of a confidential client; without them it is a public one. */
   keys?: Keyset
+}
+
+export interface OAuthOptions extends OAuthClient {
+  /** What the client is now, where keys follow each other. */
+  current?: () => Promise<OAuthClient>
   fetch: SafeFetch
   plcUrl: URL
   /** Host to ask for handles. */
@@ -125,20 +131,21 @@ export interface OAuthOptions {
 }
 
 export function createOAuth(options: OAuthOptions): OAuth {
-  const { metadata, keys } = options
+  const { current = async () => options } = options
   const dpopNonceCache = createCache<string>()
   const authorizationServerMetadataCache =
     createCache<OAuthAuthorizationServerMetadata>()
 
-  const createClient = (
+  const createClient = async (
     purpose: Purpose,
     stores: {
       state?: { set?: SetState; get?: () => NodeSavedState | undefined }
       session?: { get?: () => NodeSavedSession; set?: SetSession }
     },
     before?: () => Promise<void>
-  ) =>
-    new NodeOAuthClient({
+  ) => {
+    const { metadata, keys } = await current()
+    return new NodeOAuthClient({
       clientMetadata: metadata,
       ...(keys ? { keyset: keys } : {}),
       fetch: guarded(options.fetch, purpose, before),
@@ -162,16 +169,17 @@ export function createOAuth(options: OAuthOptions): OAuth {
         del: async () => {},
       },
     })
+  }
 
   return {
-    metadata,
-    lifetimes: keys ? CONFIDENTIAL_LIFETIMES : PUBLIC_LIFETIMES,
+    metadata: async () => (await current()).metadata,
+    lifetimes: options.keys ? CONFIDENTIAL_LIFETIMES : PUBLIC_LIFETIMES,
 
     async authorize(account, { parts, signal }) {
       const asked = [...parts]
       const begin = async (scope: string) => {
         let saved: { key: string; state: OAuthState } | undefined
-        const client = createClient('authorize', {
+        const client = await createClient('authorize', {
           state: {
             set(key, state) {
               saved = { key, state: JSON.stringify(state) }
@@ -202,7 +210,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
 
     async callback(params, state) {
       let saved: NodeSavedSession | undefined
-      const client = createClient('callback', {
+      const client = await createClient('callback', {
         state: { get: () => JSON.parse(state) as NodeSavedState },
         session: {
           set(session) {
@@ -234,7 +242,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
     async refresh(session, { before, save }) {
       const present = parse(session)
       let failure: { error: unknown } | undefined
-      const client = createClient(
+      const client = await createClient(
         'refresh',
         {
           session: {
@@ -271,7 +279,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
       const { tokenSet, ...rest } = parse(session)
       // Without an end the client does not think of refreshing it by itself.
       const { expires_at: _expiration, ...endless } = tokenSet
-      const client = createClient('read', {
+      const client = await createClient('read', {
         session: { get: () => ({ ...rest, tokenSet: endless }) },
       })
       const restored = await client.restore(tokenSet.sub, false)
@@ -280,7 +288,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
 
     async revoke(session) {
       const present = parse(session)
-      const client = createClient('revoke', {
+      const client = await createClient('revoke', {
         session: { get: () => present },
       })
       await client.revoke(present.tokenSet.sub)
