@@ -199,6 +199,17 @@ function isAccountError({ error, detail }: XrpcError): boolean {
   )
 }
 
+/** What to do about an account that its host does not give. */
+function adviceFor({ error }: XrpcError): string {
+  if (/deactivated$/i.test(error)) {
+    return 'Activate it at the host to have it backed up again.'
+  }
+  if (/(take(n)?down|suspended)$/i.test(error)) {
+    return 'Only the people who run the host can put it back: ask them. Backups that there are stay.'
+  }
+  return 'Sign in at the host to see what became of the account.'
+}
+
 function toBlobError(cause: unknown): unknown {
   if (!(cause instanceof XrpcError) || isAccountError(cause)) {
     return toBackupError(cause)
@@ -223,10 +234,9 @@ function toBackupError(cause: unknown): unknown {
   if (!(cause instanceof XrpcError)) return cause
   const { status, message, retryAfter } = cause
   if (isAccountError(cause)) {
-    return new AccountUnavailableError(
-      `${message}. Sign in at the host to see what became of the account.`,
-      { cause }
-    )
+    return new AccountUnavailableError(`${message}. ${adviceFor(cause)}`, {
+      cause,
+    })
   }
   if (status === 429) {
     const when = retryAfter === undefined ? 'later' : `in ${retryAfter} seconds`

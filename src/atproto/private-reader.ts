@@ -314,7 +314,8 @@ class Call {
 
 /**
  * Reads an account with a session of its owner, who may read it also when it is
- * deactivated or taken down.
+ * deactivated; and when it is taken down, for as long as its host takes the
+ * session at all.
  */
 export function createOwnersReader(
   session: AccountSession,

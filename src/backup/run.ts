@@ -21,9 +21,11 @@ import {
   AccountUnavailableError,
   HostUnavailableError,
   IncompleteRepoError,
+  PartNotGrantedError,
 } from './errors.ts'
 import { IndexPublisher } from './index-publisher.ts'
 import type {
+  AbsentPart,
   AccountReader,
   AuthorizationJournal,
   Backup,
@@ -397,11 +399,40 @@ async function readCommit(
   } catch (error) {
     if (!(error instanceof AccountUnavailableError) || !owner) throw error
     const access = await (opening ?? openAccess(owner, identity.did, signal))
-    if (!access.session) throw error
+    if (!access.session) throw unavailable(error, access.absent)
     const owned = owner.accounts(access.session)
-    const commit = await owned.latestCommit(identity, { signal })
-    return { commit, accounts: owned }
+    try {
+      const commit = await owned.latestCommit(identity, { signal })
+      return { commit, accounts: owned }
+    } catch (cause) {
+      if (!(cause instanceof PartNotGrantedError)) throw cause
+      throw unavailable(error, {
+        outcome: 'not-granted',
+        detail: cause.message,
+      })
+    }
   }
+}
+
+/**
+ * Hosts end grants of accounts that they take down, and of some that are
+ * deactivated, and let nobody consent anew meanwhile: to authorize again is of
+ * no use before the account is back.
+ *
+ * @param access - what came of the owner's grant, if there was one
+ */
+function unavailable(
+  error: AccountUnavailableError,
+  { outcome, detail }: AbsentPart
+): AccountUnavailableError {
+  if (detail === undefined) return error
+  const grant =
+    outcome === 'not-granted'
+      ? 'The grant of its owner has ended; authorize again when the account is back.'
+      : `The grant of its owner could not be used: ${detail}`
+  return new AccountUnavailableError(`${error.message} ${grant}`, {
+    cause: error,
+  })
 }
 
 async function readPrivate(

@@ -2,6 +2,7 @@ import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { JoseKey, Keyset, type Jwk } from '@atproto/oauth-client-node'
 import { z } from 'zod'
+import type { Time } from '../backup/interface.ts'
 import { KeyFileError } from './key-file.ts'
 
 const DAY = 24 * 60 * 60 * 1000
@@ -21,6 +22,12 @@ const KEPT = 3 * 365 * DAY
  */
 const ANNOUNCED = DAY
 
+/**
+ * Milliseconds after which a process that runs reads the file again: another
+ * may have made a key meanwhile. Much less than it takes until that one signs.
+ */
+const REREAD = 60_000
+
 /** A lock that is so old was left behind, in milliseconds. */
 const STALE_LOCK = 60_000
 
@@ -38,6 +45,57 @@ const fileSchema = z.object({
 
 type KeyFile = z.infer<typeof fileSchema>
 
+/** The keys of an OAuth client in a process that runs for long. */
+export interface ClientKeys {
+  /** @returns keys as {@link loadClientKeys} does, at most a minute old */
+  current(): Promise<Keyset>
+}
+
+/**
+ * Opens the keys of an OAuth client that other processes have, too: what they
+ * add to the file is noticed, and a key that is a year old is followed by a new
+ * one also while the process runs. When the file cannot be read then, or is
+ * gone, the keys stay what they were: a new one in their place would end all
+ * grants.
+ *
+ * @param onWarning - told of a file that could not be read again
+ * @throws {@link KeyFileError}
+ */
+export async function openClientKeys(
+  path: string,
+  {
+    time,
+    onWarning,
+  }: { time: Time; onWarning: (message: string, error: unknown) => void }
+): Promise<ClientKeys> {
+  let keys = await loadClientKeys(path, { now: time.now() })
+  let last = time.now()
+  let reading: Promise<void> | undefined
+
+  const readAgain = async () => {
+    try {
+      keys = await loadClientKeys(path, { now: time.now(), create: false })
+    } catch (error) {
+      onWarning(
+        'the client keys cannot be read again; the last ones stay',
+        error
+      )
+    }
+  }
+
+  return {
+    async current() {
+      const now = time.now()
+      if (!reading && now - last >= REREAD) {
+        last = now
+        reading = readAgain().finally(() => (reading = undefined))
+      }
+      await reading
+      return keys
+    },
+  }
+}
+
 /**
  * Reads the keys by which the service proves to hosts of accounts who it is,
  * and makes a first one if there is no such file. A key that is a year old is
@@ -45,20 +103,26 @@ type KeyFile = z.infer<typeof fileSchema>
  * stay for as long as a grant may use them.
  *
  * @param path - readable for its owner only
- * @param now - Unix milliseconds
+ * @param options.now - Unix milliseconds
+ * @param options.create - whether to make the file if there is none
  * @returns keys for ES256, the one that signs first
  * @throws {@link KeyFileError}
  */
 export async function loadClientKeys(
   path: string,
-  { now }: { now: number }
+  { now, create = true }: { now: number; create?: boolean }
 ): Promise<Keyset> {
-  await mkdir(dirname(path), { recursive: true, mode: 0o700 })
-  let file = await read(path)
+  if (create) await mkdir(dirname(path), { recursive: true, mode: 0o700 })
+  const readIfThere = async () => {
+    const found = await read(path)
+    if (!found && !create) throw missing(path)
+    return found
+  }
+  let file = await readIfThere()
   const newest = Math.max(...(file?.keys ?? []).map(({ created }) => created))
   if (!file || now - newest >= ROTATION) {
     file = await locked(path, async () => {
-      const present = (await read(path)) ?? { keys: [] }
+      const present = (await readIfThere()) ?? { keys: [] }
       const [latest] = present.keys
       // Somebody else may have made one meanwhile.
       if (latest && now - latest.created < ROTATION) return present
@@ -152,6 +216,12 @@ async function locked<T>(path: string, work: () => Promise<T>): Promise<T> {
   } finally {
     await rm(lock, { force: true })
   }
+}
+
+function missing(path: string): KeyFileError {
+  return new KeyFileError(
+    `the key file ${path} is gone; put it back, or all accounts have to be authorized again`
+  )
 }
 
 function unusable(path: string): KeyFileError {

@@ -6,7 +6,7 @@
  */
 export { parseVerifier, withNativeSigning } from './ed25519.ts'
 export { createFileSpool } from './file-spool.ts'
-export { loadClientKeys } from './client-keys.ts'
+export { loadClientKeys, openClientKeys } from './client-keys.ts'
 export { loadKeyFile, KeyFileError } from './key-file.ts'
 export { createNativeSha256 } from './sha256.ts'
 export { PACKAGE } from './package-info.ts'

@@ -14,6 +14,8 @@ import { openReader, openSpace, type SpacesContext } from './space.ts'
 export interface PublisherPolicy {
   /** How long an authorization waits for a backup to go along with. */
   patience: number
+  /** How often a host is told again what it has not confirmed. */
+  returns: number
   /** How often to look for such that have waited for so long. */
   interval: number
   /** How long writing one may take. */
@@ -29,6 +31,7 @@ const MAX_ROUNDS = 3
 
 export const PUBLISHER_POLICY: PublisherPolicy = {
   patience: 15 * 60_000,
+  returns: 60 * 60_000,
   interval: 60_000,
   timeout: 20_000,
   batch: 100,
@@ -139,7 +142,7 @@ export function createPublisher(context: PublisherContext): Publisher {
       }
     }
     await Promise.all(Array.from({ length: policy.concurrency }, work))
-    await grants.giveBack(before, { limit: policy.batch })
+    await grants.giveBack(time.now() - policy.returns, { limit: policy.batch })
   }
   const look = async () => {
     while (!stopping.signal.aborted) {

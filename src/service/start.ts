@@ -27,8 +27,8 @@ import type { Service } from '../capabilities/index.ts'
 import {
   createFileSpool,
   createNativeSha256,
-  loadClientKeys,
   loadKeyFile,
+  openClientKeys,
   PACKAGE,
   parseVerifier,
   systemTime,
@@ -198,6 +198,7 @@ export async function startService(
   })
   const oauth = await createOAuthFor(url, config, {
     time,
+    logger,
     fetch: pipeline.safeFetch,
   })
   const reader = openReader(pipeline)
@@ -358,7 +359,7 @@ export async function startService(
     ...(grants && publisher
       ? {
           oauth: {
-            ...(isLoopback(url) ? {} : { metadata: oauth.metadata }),
+            ...(isLoopback(url) ? {} : { metadata: () => oauth.metadata() }),
             conclusion: createConclusion({
               ...context,
               grants,
@@ -441,7 +442,7 @@ async function makeDataFolder(path: string): Promise<void> {
 async function createOAuthFor(
   url: URL,
   config: ServiceConfig,
-  { time, fetch }: { time: Time; fetch: SafeFetch }
+  { time, logger, fetch }: { time: Time; logger: Logger; fetch: SafeFetch }
 ): Promise<OAuth | undefined> {
   const options = {
     fetch,
@@ -455,9 +456,15 @@ async function createOAuthFor(
     return createOAuth({ ...options, metadata: loopbackMetadata(callback) })
   }
   if (url.protocol !== 'https:') return undefined
-  const keys = await loadClientKeys(config.clientKeyFile, { now: time.now() })
-  const metadata = confidentialMetadata(url, keys)
-  return createOAuth({ ...options, metadata, keys })
+  const clientKeys = await openClientKeys(config.clientKeyFile, {
+    time,
+    onWarning: (message, error) => logger.warn({ err: error }, message),
+  })
+  const current = async () => {
+    const keys = await clientKeys.current()
+    return { keys, metadata: confidentialMetadata(url, keys) }
+  }
+  return createOAuth({ ...options, ...(await current()), current })
 }
 
 /** Reads what the Space has of the agent's own authorization. */

@@ -36,6 +36,11 @@ export interface Pds extends AsyncDisposable {
   createAccount(options: CreateAccountOptions): Promise<Account>
   /** Takes an account down, or puts it back if `applied` is false. */
   takedownAccount(did: string, applied?: boolean): Promise<void>
+  /**
+   * Deactivates an account as its owner does on the pages of the host, which
+   * ends all grants, too.
+   */
+  deactivateAccount(did: string): Promise<void>
   /** Takes a blob of an account down, or puts it back. */
   takedownBlob(did: string, cid: string, applied?: boolean): Promise<void>
 }
@@ -162,6 +167,14 @@ export async function startPds({
         subject: { $type: 'com.atproto.admin.defs#repoRef', did },
         takedown: { applied },
       })
+    },
+    deactivateAccount: async (did) => {
+      await pds.ctx.accountManager.deactivateAccount(
+        did as `did:plc:${string}`,
+        {
+          deleteCredentials: true,
+        }
+      )
     },
     takedownBlob: async (did, cid, applied = true) => {
       await admin.com.atproto.admin.updateSubjectStatus({

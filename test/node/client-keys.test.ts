@@ -1,11 +1,20 @@
 import assert from 'node:assert/strict'
-import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
+import {
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Keyset } from '@atproto/oauth-client-node'
-import { loadClientKeys } from '../../src/node/index.ts'
+import { loadClientKeys, openClientKeys } from '../../src/node/index.ts'
 import { createFolder } from '../service/harness.ts'
 
-const DAY = 24 * 60 * 60_000
+const MINUTE = 60_000
+const DAY = 24 * 60 * MINUTE
 const YEAR = 365 * DAY
 const now = Date.UTC(2025, 2, 12)
 
@@ -98,5 +107,96 @@ describe('keys of an OAuth client', () => {
       })
       assert.equal(await readFile(path, 'utf8'), broken)
     }
+  })
+
+  describe('in a process that runs for long', () => {
+    /** A process whose time is what is said. */
+    const open = async (path: string) => {
+      let at = 0
+      const warnings: [string, Error][] = []
+      const keys = await openClientKeys(path, {
+        time: { now: () => now + at, sleep: async () => {} },
+        onWarning: (message, error) => warnings.push([message, error as Error]),
+      })
+      return {
+        warnings,
+        at: async (time: number) => {
+          at = time
+          return namesOf(await keys.current())
+        },
+      }
+    }
+
+    it('are followed by new ones', async () => {
+      await using folder = await createFolder()
+      const path = join(folder.path, 'client-keys.json')
+      const process = await open(path)
+      const [first] = await process.at(0)
+      assert.deepEqual(await process.at(YEAR - 1), [first])
+      const [still, second, ...others] = await process.at(YEAR + MINUTE)
+      assert.equal(still, first)
+      assert.ok(second !== undefined && others.length === 0)
+      assert.deepEqual(await process.at(YEAR + 2 * DAY), [second, first])
+      assert.deepEqual(
+        namesOf(await loadClientKeys(path, { now: now + YEAR + 2 * DAY })),
+        [second, first]
+      )
+      assert.deepEqual(process.warnings, [])
+    })
+
+    it('are those that another process has made, within a minute', async () => {
+      await using folder = await createFolder()
+      const path = join(folder.path, 'client-keys.json')
+      const process = await open(path)
+      const [first] = await process.at(YEAR - MINUTE)
+      await loadClientKeys(path, { now: now + YEAR })
+      const [, second] = namesOf(
+        await loadClientKeys(path, { now: now + YEAR })
+      )
+      assert.deepEqual(await process.at(YEAR - 1), [first])
+      const all = await Promise.all([process.at(YEAR), process.at(YEAR)])
+      assert.deepEqual(all, [
+        [first, second],
+        [first, second],
+      ])
+    })
+
+    it('stay what they were while the file is no good, and none is made', async () => {
+      await using folder = await createFolder()
+      const path = join(folder.path, 'client-keys.json')
+      const away = join(folder.path, 'away.json')
+      const process = await open(path)
+      const before = await process.at(0)
+      await rename(path, away)
+      let time = 0
+      const stays = async (why: RegExp) => {
+        process.warnings.length = 0
+        time += MINUTE
+        assert.deepEqual(await process.at(time), before)
+        const [[message, error] = [], ...others] = process.warnings
+        assert.match(message ?? '', /the last ones stay/)
+        assert.equal(error?.name, 'KeyFileError')
+        assert.match(error.message, why)
+        assert.deepEqual(others, [])
+      }
+      await stays(/is gone; put it back/)
+      // Also when there is to be a new one.
+      time = 2 * YEAR
+      await stays(/is gone; put it back/)
+      assert.deepEqual(await readdir(folder.path), ['away.json'])
+      await mkdir(path)
+      await stays(/cannot be read/)
+      await rm(path, { recursive: true })
+      await writeFile(path, '{}')
+      await stays(/does not hold keys/)
+      assert.equal(await readFile(path, 'utf8'), '{}')
+
+      process.warnings.length = 0
+      await rename(away, path)
+      const [first, second] = await process.at(time + MINUTE)
+      assert.deepEqual([first], before)
+      assert.ok(second !== undefined)
+      assert.deepEqual(process.warnings, [])
+    })
   })
 })

@@ -113,7 +113,7 @@ export function openRealSpace(
   })
   const service = connectUploadService({
     url: new URL(storacha.url),
-    did: storacha.did as `did:web:${string}`,
+    did: storacha.did,
     receiptsUrl: new URL(storacha.receiptsUrl),
   })
   const authority = {
@@ -165,7 +165,7 @@ export function openSpaceAt(
   const proofs = decodeDelegations(place.proofs)
   const clock = createClock(
     { issuer: agent, with: space as `did:key:${string}`, proofs },
-    { connection: connect({ ...service, url: new URL(service.url) } as never) }
+    { connection: connect({ ...service, url: new URL(service.url) }) }
   )
   return openRealSpace(agent, { space, proofs, storacha, clock })
 }

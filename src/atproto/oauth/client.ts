@@ -35,7 +35,7 @@ export type OAuthState = string & { readonly brand?: 'OAuthState' }
  */
 export interface OAuth {
   /** What hosts are told, where it is told by us. */
-  metadata: ClientMetadata
+  metadata(): Promise<ClientMetadata>
   lifetimes: GrantLifetimes
 
   /**
@@ -122,10 +122,16 @@ const MAX_ANSWER = 2 ** 20
 /** What a request of the client may do, beside asking for metadata. */
 type Purpose = 'authorize' | 'callback' | 'refresh' | 'read' | 'revoke'
 
-export interface OAuthOptions {
+/** How a client introduces itself to hosts. */
+export interface OAuthClient {
   metadata: ClientMetadata
   /** Keys of a confidential client; without them it is a public one. */
   keys?: Keyset
+}
+
+export interface OAuthOptions extends OAuthClient {
+  /** What the client is now, where keys follow each other. */
+  current?: () => Promise<OAuthClient>
   fetch: SafeFetch
   plcUrl: URL
   /** Host to ask for handles. */
@@ -135,20 +141,21 @@ export interface OAuthOptions {
 }
 
 export function createOAuth(options: OAuthOptions): OAuth {
-  const { metadata, keys } = options
+  const { current = async () => options } = options
   const dpopNonceCache = createCache<string>()
   const authorizationServerMetadataCache =
     createCache<OAuthAuthorizationServerMetadata>()
 
-  const createClient = (
+  const createClient = async (
     purpose: Purpose,
     stores: {
       state?: { set?: SetState; get?: () => NodeSavedState | undefined }
       session?: { get?: () => NodeSavedSession; set?: SetSession }
     },
     hooks: Hooks = {}
-  ) =>
-    new NodeOAuthClient({
+  ) => {
+    const { metadata, keys } = await current()
+    return new NodeOAuthClient({
       clientMetadata: metadata,
       ...(keys ? { keyset: keys } : {}),
       fetch: guarded(options.fetch, purpose, hooks),
@@ -172,17 +179,18 @@ export function createOAuth(options: OAuthOptions): OAuth {
         del: async () => {},
       },
     })
+  }
 
   return {
-    metadata,
-    lifetimes: keys ? CONFIDENTIAL_LIFETIMES : PUBLIC_LIFETIMES,
+    metadata: async () => (await current()).metadata,
+    lifetimes: options.keys ? CONFIDENTIAL_LIFETIMES : PUBLIC_LIFETIMES,
 
     async authorize(account, { parts, isGranular, signal }) {
       const asked = [...parts]
       const begin = async (isGranular: boolean) => {
         const scope = isGranular ? scopeFor(asked) : transitionScopeFor(asked)
         let saved: { key: string; state: OAuthState } | undefined
-        const client = createClient('authorize', {
+        const client = await createClient('authorize', {
           state: {
             set(key, state) {
               saved = { key, state: JSON.stringify(state) }
@@ -213,7 +221,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
 
     async callback(params, state) {
       let saved: NodeSavedSession | undefined
-      const client = createClient('callback', {
+      const client = await createClient('callback', {
         state: { get: () => JSON.parse(state) as NodeSavedState },
         session: {
           set(session) {
@@ -245,7 +253,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
     async refresh(session, { before, save }) {
       const present = parse(session)
       let failure: { error: unknown } | undefined
-      const client = createClient(
+      const client = await createClient(
         'refresh',
         {
           session: {
@@ -284,7 +292,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
       const { tokenSet, ...rest } = parse(session)
       // Without an end the client does not think of refreshing it by itself.
       const { expires_at: _expiration, ...endless } = tokenSet
-      const client = createClient('read', {
+      const client = await createClient('read', {
         session: { get: () => ({ ...rest, tokenSet: endless }) },
       })
       const restored = await client.restore(tokenSet.sub, false)
@@ -295,7 +303,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
       const present = parse(session)
       // The client says nothing of how it went.
       let status: number | undefined
-      const client = createClient(
+      const client = await createClient(
         'revoke',
         { session: { get: () => present } },
         { onRevoked: (response) => (status = response.status) }
@@ -336,6 +344,9 @@ const MOVED = 'Issuer mismatch'
 
 /** What the client throws without the key of a session, and does not export. */
 const NO_KEY = 'AuthMethodUnsatisfiableError'
+
+/** What a PDS says in the place of its user, who has not said no. */
+const DEACTIVATED = /\bdeactivated\b/i
 
 /** Told of what the client does by itself. */
 interface Hooks {
@@ -464,6 +475,12 @@ function failureOf(error: unknown, account?: string): Error {
   if (error instanceof Error && error.constructor.name === NO_KEY) {
     return new HostRefusedError(
       `the key by which the host of ${about} knows us is not there; put the file of client keys back`,
+      { cause: error }
+    )
+  }
+  if (code === 'access_denied' && DEACTIVATED.test(said(error))) {
+    return new HostRefusedError(
+      `the host of ${about} lets nobody in while it is deactivated. Activate it there, and authorize again.`,
       { cause: error }
     )
   }

@@ -3,12 +3,7 @@
  *
  * @packageDocumentation
  */
-export {
-  createOAuth,
-  type OAuth,
-  type OAuthOptions,
-  type OAuthSession,
-} from './client.ts'
+export { createOAuth, type OAuth, type OAuthOptions } from './client.ts'
 export { GrantEndedError, HostRefusedError } from './errors.ts'
 export {
   CALLBACK_PATH,

@@ -41,7 +41,7 @@ export interface AppContext {
   /** How users come back from the hosts of their accounts. */
   oauth?: {
     /** What hosts are told of us; not there for a loopback client. */
-    metadata?: object
+    metadata?: () => Promise<object>
     conclusion: Conclusion
   }
   watch: Pick<StreamContext, 'time' | 'stopping'> & {
@@ -171,7 +171,7 @@ export function createApp(context: AppContext): Hono {
   const { oauth } = context
   if (oauth?.metadata) {
     const { metadata } = oauth
-    app.get(METADATA_PATH, (c) => c.json(metadata))
+    app.get(METADATA_PATH, async (c) => c.json(await metadata()))
   }
   if (oauth) {
     const { conclusion } = oauth
