@@ -53,7 +53,7 @@ export function createAuthorizationService(
         if (authority.error) return authority
 
         try {
-          const { did: account } = await identities.resolve(
+          const { did: account, handle } = await identities.resolve(
             capability.nb.account
           )
           const task = await Authorization.complete.delegate({
@@ -70,6 +70,7 @@ export function createAuthorizationService(
           const { url, expiration } = await grants.request({
             space,
             account,
+            handle,
             ...(include ? { include } : {}),
             delegation: encodeDelegations([task, ...authority.ok]),
             requester: invocation.issuer.did(),

@@ -142,7 +142,7 @@ export function createConclusion(context: ConcludeContext): Conclusion {
         if (!(error instanceof GrantRequestError)) throw error
         return conclude(params)
       }
-      const { space, account, parts, requester, returnTo } = found
+      const { space, account, handle, parts, requester, returnTo } = found
       return {
         status: 200,
         page: {
@@ -150,6 +150,7 @@ export function createConclusion(context: ConcludeContext): Conclusion {
           text: [
             [
               'The service is about to be let into the account ',
+              ...(handle === undefined ? [] : [{ code: handle }, ', ']),
               { code: account },
               `, for: ${listed(parts)}.`,
             ],

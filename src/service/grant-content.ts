@@ -48,6 +48,8 @@ const requestSchema = z.object({
   isGranular: z.boolean(),
   /** DID of the agent that has asked. */
   requester: z.string(),
+  /** Of the account. */
+  handle: z.string().optional(),
 })
 
 export type SealedRequest = z.infer<typeof requestSchema>

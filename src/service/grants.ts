@@ -87,6 +87,8 @@ export const GRANT_POLICY: GrantPolicy = {
 export interface NewGrantRequest {
   space: DID
   account: DID
+  /** Of the account, if it has one. */
+  handle?: string | undefined
   /** Parts of backups that it is for; all but conversations, if left out. */
   include?: readonly string[]
   /** CAR of the task that is concluded, and of what the service may do. */
@@ -103,6 +105,8 @@ export interface OpenRequest extends KnownRequest {
   parts: string[]
   /** DID of the agent that has asked. */
   requester: string
+  /** Of the account, if it has one. */
+  handle?: string | undefined
 }
 
 /** What came of a request. */
@@ -814,13 +818,15 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       parts: string[]
       isGranular: boolean
       requester: string
+      handle?: string | undefined
       delegation: Uint8Array
       /** Unix seconds. */
       expiration: number
       returnTo?: string | undefined
     }
   ): Promise<URL> => {
-    const { space, account, parts, requester, expiration, returnTo } = request
+    const { space, account, parts, requester, handle } = request
+    const { expiration, returnTo } = request
     const begun = await oauth.authorize(account, {
       parts,
       isGranular: request.isGranular,
@@ -833,6 +839,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         parts,
         isGranular: begun.isGranular,
         requester,
+        ...(handle === undefined ? {} : { handle }),
         ...(returnTo === undefined ? {} : { returnTo }),
       }
     )
@@ -883,6 +890,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       parts: asked,
       isGranular,
       requester,
+      handle,
       known,
       expiration,
     }: Awaited<ReturnType<typeof openRequest>>
@@ -918,6 +926,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         parts: asked,
         isGranular: false,
         requester,
+        handle,
         delegation,
         expiration,
         returnTo: returnTo?.href,
@@ -975,10 +984,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
 
     async find(params) {
       const key = params.get('state')
-      const { known, parts, requester } = await openRequest(
+      const { known, parts, requester, handle } = await openRequest(
         key === null ? undefined : await grants.getRequest(digestOf(key))
       )
-      return { ...known, parts, requester }
+      return { ...known, parts, requester, handle }
     },
 
     conclude: (params, { refused = false } = {}) =>

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { recordChange } from '../../src/backup/index.ts'
+import { recordAuthorization, recordChange } from '../../src/backup/index.ts'
 import {
   AccountNotFoundError,
   listAuthorizations,
@@ -89,15 +89,15 @@ describe('changes of the state in a Space', () => {
     const { clock } = owner
     const authorizations = {
       pending: async () => ({ agent: phone, authorization: GRANT }),
-      recorded: async (account: DID, authorization: unknown) => {
-        recorded.push({ account, authorization, head: clock.heads.map(String) })
+      recorded: async (account: DID, found: unknown) => {
+        recorded.push({ account, found, head: clock.heads.map(String) })
       },
     }
     const outcome = await owner.backUp(alice, { with: { authorizations } })
     assert.deepEqual(recorded, [
       {
         account: alice,
-        authorization: { agent: phone, authorization: GRANT },
+        found: GRANT,
         head: [outcome.event],
       },
     ])
@@ -106,5 +106,35 @@ describe('changes of the state in a Space', () => {
     const { reader, state } = await readState(network, owner)
     const backups = await Array.fromAsync(listBackups(reader, state, alice))
     assert.equal(backups.length, 1)
+  })
+
+  it('tell what the Space has where that is greater', async () => {
+    const greater = { ...GRANT, seq: GRANT.seq + 2 }
+    await grant(phone, greater)
+    const recorded: unknown[] = []
+    const authorizations = {
+      pending: async () => ({ agent: phone, authorization: GRANT }),
+      recorded: async (_account: DID, found: unknown) => {
+        recorded.push(found)
+      },
+    }
+    await owner.backUp(alice, { with: { authorizations } })
+    assert.deepEqual(recorded, [greater])
+    const addition = { account: alice, agent: phone, authorization: GRANT }
+    assert.deepEqual(
+      await recordAuthorization(owner.context, addition),
+      greater
+    )
+    assert.deepEqual(await granted(), [
+      { agent: phone, authorization: greater },
+    ])
+    const newest = { ...GRANT, seq: greater.seq + 1 }
+    assert.deepEqual(
+      await recordAuthorization(owner.context, {
+        ...addition,
+        authorization: newest,
+      }),
+      newest
+    )
   })
 })

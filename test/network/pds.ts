@@ -59,6 +59,15 @@ export interface PdsOptions {
     token: string
     isTaken: boolean
   }) => void | Promise<void>
+  /** Told of each token that an OAuth client is given. */
+  onToken?: (token: string) => void
+  /** DIDs that are resolved to nothing but this: services of the real network. */
+  services?: Record<`did:web:${string}`, { id: string; url: string }>
+  /**
+   * Plays a host from before there were scopes by the names of methods: it
+   * leaves them out without a word.
+   */
+  isOld?: () => boolean
 }
 
 export interface CreateAccountOptions {
@@ -99,6 +108,9 @@ export async function startPds({
   port,
   settings,
   onRefresh,
+  onToken,
+  services = {},
+  isOld,
 }: PdsOptions): Promise<Pds> {
   await using resources = new AsyncDisposableStack()
   const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-pds-'))
@@ -138,6 +150,9 @@ export async function startPds({
   })
   resources.defer(() => pds.destroy())
   if (onRefresh) watchRefreshes(pds, onRefresh)
+  if (onToken) watchTokens(pds, onToken)
+  if (isOld) forgetScopes(pds, isOld)
+  placeServices(pds, services)
 
   await pds.ctx.sequencer.start()
   const server = pds.app.listen(actualPort, LOOPBACK)
@@ -183,6 +198,64 @@ export async function startPds({
       })
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
+
+function watchTokens(pds: PDS, onToken: (token: string) => void): void {
+  const tokens = pds.ctx.oauthProvider?.tokenManager
+  if (!tokens) throw new TypeError('a PDS without OAuth')
+  const create = tokens.createToken.bind(tokens)
+  const rotate = tokens.rotateToken.bind(tokens)
+  const note = (given: { access_token: string; refresh_token?: string }) => {
+    onToken(given.access_token)
+    if (given.refresh_token !== undefined) onToken(given.refresh_token)
+  }
+  tokens.createToken = async (...input) => {
+    const given = await create(...input)
+    note(given)
+    return given
+  }
+  tokens.rotateToken = async (...input) => {
+    const given = await rotate(...input)
+    note(given)
+    return given
+  }
+}
+
+function placeServices(
+  pds: PDS,
+  services: NonNullable<PdsOptions['services']>
+): void {
+  const { did: resolver } = pds.ctx.idResolver
+  const resolve = resolver.resolve.bind(resolver)
+  resolver.resolve = async (did, ...options) => {
+    const service = services[did as `did:web:${string}`]
+    if (!service) return resolve(did, ...options)
+    const { id, url } = service
+    return {
+      id: did,
+      service: [{ id, type: 'Service', serviceEndpoint: url }],
+    }
+  }
+}
+
+function forgetScopes(pds: PDS, isOld: () => boolean): void {
+  const requests = pds.ctx.oauthProvider?.requestManager
+  if (!requests) throw new TypeError('a PDS without OAuth')
+  const create = requests.createAuthorizationRequest.bind(requests)
+  requests.createAuthorizationRequest = (client, auth, input, device) => {
+    const scope = input.scope
+      ?.split(' ')
+      .filter(
+        (each) => !isOld() || !each.includes(':') || /^transition:/.test(each)
+      )
+      .join(' ')
+    return create(
+      client,
+      auth,
+      { ...input, ...(scope ? { scope } : {}) },
+      device
+    )
   }
 }
 

@@ -2052,7 +2052,7 @@ describe('authorization for each ability', () => {
    */
   const ALLOWED: Record<string, string> = {
     'authorization/request': 'AccountNotFound',
-    'authorization/revoke': 'ServiceUnavailable',
+    'authorization/revoke': 'SpaceUnavailable',
   }
 
   for (const { name, invocation, outcome, because } of ROWS) {

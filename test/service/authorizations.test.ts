@@ -158,6 +158,7 @@ describe('authorizations of the service', () => {
       const { response, page } = await comeBack(back, 'none')
       assert.equal(response.status, 200)
       for (const named of [
+        account.handle,
         account.did,
         space.did(),
         alice.did(),

@@ -1,25 +1,18 @@
 import assert from 'node:assert/strict'
 import { mkdir, readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { createSha256 } from '../../src/backup/index.ts'
-import { loadKeyFile } from '../../src/node/index.ts'
-import {
-  listAuthorizations,
-  mergeHeads,
-  openAuthorization,
-  type DID,
-  type EventLink,
-} from '../../src/space/index.ts'
+import { JoseKey } from '@atproto/oauth-client-node'
+import { systemTime } from '../../src/node/index.ts'
 import { openStores } from '../../src/stores/index.ts'
-import { createSpaceReader } from '../../src/storacha/index.ts'
-import { CID } from 'multiformats/cid'
 import { Agent } from '../cli/harness.ts'
 import { consent } from '../network/consent.ts'
-import { seedAccount, startNetwork } from '../network/index.ts'
+import { seedAccount, startBluesky, startNetwork } from '../network/index.ts'
 import { comeBack } from './come-back.ts'
 import { createFolder, startTestService } from './harness.ts'
 
-const SECRET = 'psst-do-not-tell-mallory'
+const PREFERENCE = 'psst-do-not-tell-mallory'
+const MESSAGE = 'psst-meet-me-at-the-old-mill'
+const HOUR = 60 * 60_000
 
 describe('secrets', () => {
   it('are in no file, log, receipt or block, whatever was done with them', async () => {
@@ -27,20 +20,47 @@ describe('secrets', () => {
     const folder = resources.use(await createFolder()).path
     const blobs = join(folder, 'space')
     await mkdir(blobs)
+    /** What nobody is to see, and what it is. */
+    const secrets = new Map([
+      [PREFERENCE, 'preference'],
+      [MESSAGE, 'message'],
+    ])
+    resources.use(watchKeys((key) => secrets.set(key, 'DPoP key')))
+    const bluesky = resources.use(await startBluesky())
+    bluesky.answers['chat.bsky.actor.exportAccountData'] = {
+      type: 'application/jsonl',
+      body: `${JSON.stringify({ text: MESSAGE })}\n`,
+    }
+    let refreshes = 0
     const network = resources.use(
-      await startNetwork({ storacha: { blobDirectory: blobs } })
+      await startNetwork({
+        storacha: { blobDirectory: blobs },
+        pds: {
+          services: {
+            'did:web:api.bsky.chat': { id: '#bsky_chat', url: bluesky.url },
+          },
+          onToken: (token) => secrets.set(token, 'token'),
+          onRefresh: () => void refreshes++,
+        },
+      })
     )
     const dataFolder = join(folder, 'service')
+    let ahead = 0
     const service = resources.use(
-      await startTestService({ dataFolder }, network.environment)
+      await startTestService({ dataFolder }, network.environment, {
+        time: { ...systemTime, now: () => Date.now() + ahead },
+      })
     )
     const account = await network.pds.createAccount({ handle: 'alice.test' })
+    const bob = await network.pds.createAccount({ handle: 'bob.test' })
     await seedAccount(account.agent, { posts: 2 })
     await account.agent.app.bsky.actor.putPreferences({
       preferences: [
         {
           $type: 'app.bsky.actor.defs#mutedWordsPref',
-          items: [{ value: SECRET, targets: ['content'], actorTarget: 'all' }],
+          items: [
+            { value: PREFERENCE, targets: ['content'], actorTarget: 'all' },
+          ],
         },
       ],
     })
@@ -49,38 +69,68 @@ describe('secrets', () => {
       BLUESKY_BACKUPS_SERVICE_URL: service.url.href,
     })
     const printed: string[] = []
-    /** Told from the host to us by way of the browser, and used once. */
-    const passed: string[] = []
-    const run = async (words: string[]) => {
+    const run = async (
+      words: string[],
+      { code = 0, user = account, deny = false } = {}
+    ) => {
       const visits: Promise<unknown>[] = []
       const finished = await alice.run([...words, '--verbose'], {
         onStderr: (text) => {
           const [url] = /http:\S+\/oauth\/authorize\S+/.exec(text) ?? []
           if (url === undefined) return
-          const { handle: username, password } = account
-          const back = consent(new URL(url), { username, password })
+          const { handle: username, password } = user
+          const back = consent(new URL(url), { username, password, deny })
           visits.push(
             back.then(async (back) => {
-              passed.push(
-                ...['code', 'state'].map((name) => back.searchParams.get(name)!)
-              )
-              const { page } = await comeBack(back)
-              printed.push(page)
+              for (const name of ['code', 'state']) {
+                const secret = back.searchParams.get(name)
+                if (secret !== null) secrets.set(secret, name)
+              }
+              const { page, question = '' } = await comeBack(back)
+              // The form gives back what the user came with, to nobody else.
+              printed.push(page, question.replace(/<form.*<\/form>/s, ''))
             })
           )
         },
       })
       await Promise.all(visits)
       printed.push(finished.stdout, finished.stderr)
-      assert.equal(finished.code, 0, finished.stderr)
+      assert.equal(finished.code, code, finished.stderr)
       return finished
     }
+    const parts = ['--include', 'preferences,conversations']
+    const outcomes = async (words: string[]) => {
+      const { json } = await run(['backup', 'run', account.handle, ...words])
+      return json
+    }
+
     await run(['login', 'alice@example.com'])
     await run(['space', 'create', 'backups'])
-    await run(['authorize', account.handle])
-    await run(['authorize', account.handle, '--here'])
-    await run(['backup', 'run', account.handle])
-    await run(['backup', 'run', account.handle, '--here'])
+    await run(['authorize', account.handle], { deny: true, code: 1 })
+    await run(['authorize', bob.handle], { code: 1 })
+    await run(['authorize', account.handle, ...parts])
+    await run(['authorize', account.handle, '--here', ...parts])
+    for (const words of [[], ['--here']]) {
+      const { outcome } = await outcomes([...words, ...parts, '--json'])
+      assert.equal(outcome.private.preferences.outcome, 'ok')
+      assert.equal(outcome.private.conversations.outcome, 'ok')
+    }
+    // Refreshed.
+    const { did: space } = (await alice.json(['status'])).space
+    const path = join(dataFolder, 'service.sqlite')
+    ahead = 2 * HOUR
+    await account.agent.post({ text: 'hello' })
+    await run(['backup', 'run', account.handle, ...parts])
+    assert.equal(refreshes, 1)
+    {
+      await using stores = await openStores({ path })
+      const grant = await stores.grants.get(space, account.did)
+      assert.equal(grant?.seq, 2)
+      assert.equal(grant.published, 2, 'it went along with a backup')
+    }
+    await run(['authorize', account.handle, '--here', ...parts])
+    await run(['authorizations', 'revoke', account.handle])
+    await run(['backup', 'run', account.handle, ...parts])
     for (const words of [
       ['status'],
       ['authorizations', 'ls'],
@@ -89,39 +139,7 @@ describe('secrets', () => {
     ]) {
       await run([...words, '--json'])
     }
-
-    // What the service holds, opened by its own key.
-    const { did: space } = (await alice.json(['status'])).space
-    const agent = await loadKeyFile(join(dataFolder, 'service.key'))
-    const subject = { space: space as DID, account: account.did as DID }
     await service[Symbol.asyncDispose]()
-    const stores = resources.use(
-      await openStores({ path: join(dataFolder, 'service.sqlite') })
-    )
-    const reader = createSpaceReader({
-      gateways: [new URL(network.storacha.url)],
-      fetch: globalThis.fetch,
-      createSha256,
-    })
-    const head = await stores.clock.head(space)
-    const { state } = await mergeHeads(
-      reader,
-      head.map((cid) => CID.parse(cid) as EventLink)
-    )
-    const [own] = await listAuthorizations(reader, state, subject.account, {
-      agent: agent.did(),
-    })
-    assert.ok(own)
-    const opened = await openAuthorization(agent, subject, own.authorization)
-    const { session } = JSON.parse(new TextDecoder().decode(opened))
-    const { dpopJwk, tokenSet } = JSON.parse(session)
-    const secrets = {
-      key: dpopJwk.d,
-      accessToken: tokenSet.access_token,
-      refreshToken: tokenSet.refresh_token,
-      preference: SECRET,
-    }
-    await stores[Symbol.asyncDispose]()
 
     const places = new Map<string, Buffer>([
       ['log', Buffer.from(service.logged())],
@@ -136,16 +154,32 @@ describe('secrets', () => {
       places.set(path, await readFile(path))
     }
     assert.ok([...places.keys()].some((path) => path.startsWith(blobs)))
-    assert.equal(passed.length, 4)
+    const kinds = Map.groupBy(secrets, ([, kind]) => kind)
+    // Each of three grants, and a refresh, has a token of either kind.
+    assert.equal(kinds.get('token')?.length, 10)
+    assert.equal(kinds.get('DPoP key')?.length, 5)
+    assert.ok((kinds.get('code')?.length ?? 0) >= 4)
     for (const [place, bytes] of places) {
-      for (const [name, secret] of [
-        ...Object.entries<string>(secrets),
-        ...passed.map((secret) => ['passed', secret] as const),
-      ]) {
-        assert.ok(secret.length > 10, name)
-        assert.ok(!bytes.includes(secret), `the ${name} is in ${place}`)
+      for (const [secret, kind] of secrets) {
+        assert.ok(secret.length > 10, kind)
+        assert.ok(!bytes.includes(secret), `a ${kind} is in ${place}`)
       }
       assert.ok(!bytes.includes('refresh_token'), `tokens are in ${place}`)
     }
   })
 })
+
+/** Tells of private keys as they are made, which is in this process alone. */
+function watchKeys(onKey: (key: string) => void): Disposable {
+  const generate = JoseKey.generate.bind(JoseKey)
+  JoseKey.generate = async (...input) => {
+    const key = await generate(...input)
+    onKey(String((key.privateJwk as { d?: string } | undefined)?.d))
+    return key
+  }
+  return {
+    [Symbol.dispose]() {
+      JoseKey.generate = generate
+    },
+  }
+}
