@@ -120,6 +120,12 @@ export interface ServiceOptions {
 }
 
 /**
+ * How long who goes down waits at least for what must not be cut off, in
+ * milliseconds. Nearly always there is nothing, or it takes less than a second.
+ */
+const SETTLE_TIMEOUT = 10_000
+
+/**
  * Starts the service.
  *
  * @throws {@link DataFolderError} {@link KeyFileError}
@@ -341,7 +347,9 @@ export async function startService(
     const waited = new AbortController()
     await Promise.race([
       grants?.settle(),
-      time.sleep(timeout, waited.signal).catch(() => {}),
+      time
+        .sleep(Math.max(timeout, SETTLE_TIMEOUT), waited.signal)
+        .catch(() => {}),
     ])
     waited.abort()
   })
