@@ -4,6 +4,7 @@ import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
 import { Authorization, Backup } from '../../src/client/index.ts'
 import { systemTime } from '../../src/node/index.ts'
 import { PUBLISHER_POLICY } from '../../src/service/publisher.ts'
+import { RUNNER_POLICY } from '../../src/service/runner.ts'
 import { openStores } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
@@ -125,7 +126,11 @@ describe('authorizations that are on their way into a Space', () => {
     const service = await startTestService(
       { dataFolder: folder.path, drainTimeout: '0' },
       network.environment,
-      { time: { ...systemTime, now: () => Date.now() + ahead } }
+      {
+        time: { ...systemTime, now: () => Date.now() + ahead },
+        // The run itself is left behind at once.
+        policy: { ...RUNNER_POLICY, grace: 10 },
+      }
     )
     const { config, delegation, space } = await authorize(service)
     ahead = 2 * HOUR
