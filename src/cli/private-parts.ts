@@ -7,11 +7,9 @@ import {
 } from '../backup/index.ts'
 import {
   deriveIdentity,
-  findFileKey,
   findShare,
   isPlain,
   isSealed,
-  MAX_HEADER_SIZE,
   openFileKey,
   openPart,
   PRIVATE_PARTS,
@@ -90,26 +88,6 @@ export function createPartOpener(
       return chunksOf(await openPart(key, streamOf(backup.privateFile(record))))
     },
   }
-}
-
-/**
- * Finds the key of a sealed part, for sharing it.
- *
- * @throws {@link UnsealError} {@link GatewayError}
- */
-export async function readFileKey(
-  backup: BackupReader,
-  part: SealedPart,
-  identity: CryptoKey
-): Promise<FileKey> {
-  const start: Uint8Array[] = []
-  let size = 0
-  for await (const chunk of backup.privateFile(part)) {
-    start.push(chunk)
-    size += chunk.length
-    if (size >= MAX_HEADER_SIZE) break
-  }
-  return findFileKey(identity, Buffer.concat(start))
 }
 
 /**
