@@ -4,7 +4,6 @@ import {
   addShares,
   findFileKey,
   findShare,
-  InvalidRecipientError,
   isSealed,
   listAuthorizations,
   listBackups,
@@ -142,8 +141,7 @@ async function findRecipient(
   try {
     // Some that look valid cannot be sealed for.
     await sealFileKey(recipient, { fileKey: new Uint8Array(16) })
-  } catch (error) {
-    if (error instanceof InvalidRecipientError) throw error
+  } catch {
     throw notAuthorized(request, 'has a key that is not valid')
   }
   return recipient
