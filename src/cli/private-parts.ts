@@ -82,7 +82,7 @@ export function createPartOpener(
       const key = await findKey(part, record)
       if (key === undefined) {
         throw new NotSealedForUsError(
-          `${part} is sealed for others; name the file of your recovery identity with --identity-file, or have an agent that can open it run \`bluesky-backups authorizations share ${account} ${agent.did()}\``
+          `${part} is sealed for others; name the file of your recovery identity with --identity-file, or have who can open it share it: the service, by \`bluesky-backups authorizations share ${account} --by-service\`, or another agent, by \`bluesky-backups authorizations share ${account} ${agent.did()}\` run there`
         )
       }
       return chunksOf(await openPart(key, streamOf(backup.privateFile(record))))

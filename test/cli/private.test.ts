@@ -235,7 +235,7 @@ describe('private parts on the command line', () => {
       assert.equal(code, 0, stdout)
       assert.match(
         stdout,
-        /^preferences is not written: preferences is sealed for others; .*--identity-file.*authorizations share did:plc:/m
+        /^preferences is not written: preferences is sealed for others; .*--identity-file.*authorizations share did:plc:\w+ --by-service`.*authorizations share did:plc:\w+ did:key:/m
       )
       assert.ok(!(await readdir(join(out, 'private'))).length)
     })
@@ -251,14 +251,65 @@ describe('private parts on the command line', () => {
       assert.match(stderr, /is not authorized for did:plc:/)
     })
 
-    it('opens it when an old one has shared it', async () => {
+    it('is not shared with by the service either', async () => {
+      const { code, stderr } = await laptop.run([
+        'authorizations',
+        'share',
+        account.handle,
+        '--by-service',
+      ])
+      assert.equal(code, 1)
+      assert.match(
+        stderr,
+        /is not authorized for did:plc:\w+; have it run `bluesky-backups authorize did:plc:\w+ --here` first/
+      )
+    })
+
+    it('names whom to share with, or has the service share', async () => {
+      for (const [words, message] of [
+        [[], /name the agent .* --by-service/],
+        [['bob', '--by-service'], /"bob" is not an agent/],
+      ] as const) {
+        const { code, stderr } = await laptop.run([
+          'authorizations',
+          'share',
+          account.handle,
+          ...words,
+        ])
+        assert.equal(code, 2)
+        assert.match(stderr, message)
+      }
+    })
+
+    it('opens it when the service has shared it, and no other agent', async () => {
       await authorize(laptop, ['--here'])
-      const share = ['authorizations', 'share', account.handle, agent]
-      const shared = await phone.json(share)
-      assert.equal(shared.backups, 2)
-      assert.equal(shared.closed, 0)
+      const share = ['authorizations', 'share', account.handle, '--by-service']
+      const before = await exportTo(laptop, 'latest')
+      assert.match(before.stdout, /preferences is not written/)
+      const shared = await laptop.json(share)
+      const { agent: did, backups, closed, unreadable } = shared
+      // The service cannot open what the phone has sealed before it.
+      assert.deepEqual(
+        { did, backups, closed, unreadable },
+        { did: agent, backups: 1, closed: 1, unreadable: 0 }
+      )
       const { out, stdout } = await exportTo(laptop, 'latest')
       assert.equal(await preferencesIn(out), `${SECRET} by the service`, stdout)
+      const again = await laptop.run(share)
+      assert.equal(again.code, 0)
+      assert.match(
+        again.stdout,
+        /^there is nothing that did:key:\w+ cannot open and the service can\n1 backup with parts that the service cannot open either/
+      )
+    })
+
+    it('opens the rest when an old one has shared it', async () => {
+      const share = ['authorizations', 'share', account.handle, agent]
+      const shared = await phone.json(share)
+      assert.equal(shared.backups, 1)
+      assert.equal(shared.closed, 0)
+      const { out, stdout } = await exportTo(laptop, times[1]!)
+      assert.equal(await preferencesIn(out), SECRET, stdout)
       assert.equal((await phone.json(share)).backups, 0)
       const { code } = await createAgent('laptop').run(['backup', 'verify'])
       assert.equal(code, 0)

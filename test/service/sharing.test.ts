@@ -87,25 +87,30 @@ describe('sharing of private parts by the service', () => {
     account = (await network.pds.createAccount({
       handle: 'alice.test',
     })) as typeof account
-    await account.agent.app.bsky.actor.putPreferences({
-      preferences: [
-        {
-          $type: 'app.bsky.actor.defs#mutedWordsPref',
-          items: [{ value: SECRET, targets: ['content'] }],
-        },
-      ],
-    } as never)
   })
 
   after(() => resources.disposeAsync())
 
   beforeEach(async () => {
     gateway.answers = true
+    gateway.waiting = 0
     gateway.lost.clear()
+    gateway.stuck.clear()
     ;({ alice, mallory, space, bob } = await createActors())
     await network.storacha.provision(space.did())
     context = await createContext(service)
+    await mute(SECRET)
   })
+
+  const mute = (word: string) =>
+    account.agent.app.bsky.actor.putPreferences({
+      preferences: [
+        {
+          $type: 'app.bsky.actor.defs#mutedWordsPref',
+          items: [{ value: word, targets: ['content'] }],
+        },
+      ],
+    } as never)
 
   const start = (policy: Partial<typeof SHARER_POLICY> = {}) =>
     startTestService(
@@ -480,10 +485,32 @@ describe('sharing of private parts by the service', () => {
       assert.equal((await shared({}, { to: slow })).backups, 0)
     })
 
+    it('keeps what it came to where one takes for ever', async () => {
+      await backUp()
+      const [stuck] = await backups()
+      await mute('something else')
+      await backUp()
+      const [latest] = await backups()
+      await authorize()
+      gateway.stuck.add(`${stuck!.backup}`)
+      await using hasty = await restart({ patience: 1000 })
+      const { before } = await shared({}, { to: hasty })
+      assert.equal(before, latest!.timestamp)
+      assert.ok(await read(bob, latest!.timestamp))
+      const rest = await share({ before }, { to: hasty })
+      assert.equal(failureOf(rest).name, 'SpaceUnavailable')
+      gateway.stuck.clear()
+      assert.deepEqual(await shared({ before }, { to: hasty }), {
+        backups: 1,
+        closed: 0,
+        unreadable: 0,
+      })
+    })
+
     it('passes over one that is lost', async () => {
       await backUp()
       const [lost] = await backups()
-      await account.agent.app.bsky.actor.putPreferences({ preferences: [] })
+      await mute('something else')
       await backUp()
       await authorize()
       gateway.lost.add(`${lost!.backup}`)
@@ -559,6 +586,8 @@ interface Gateway extends AsyncDisposable {
   answers: boolean
   /** CIDs that it does not have. */
   lost: Set<string>
+  /** CIDs that it leaves without an answer. */
+  stuck: Set<string>
   /** Requests that were left without an answer. */
   waiting: number
 }
@@ -566,11 +595,13 @@ interface Gateway extends AsyncDisposable {
 async function startGateway(upstream: string): Promise<Gateway> {
   const server = await startServer((request, response) => {
     const { url = '/', headers } = request
-    if (!gateway.answers) {
+    const asksFor = (cids: Set<string>) =>
+      [...cids].some((cid) => url.includes(cid))
+    if (!gateway.answers || asksFor(gateway.stuck)) {
       gateway.waiting++
       return
     }
-    if ([...gateway.lost].some((cid) => url.includes(cid))) {
+    if (asksFor(gateway.lost)) {
       response.writeHead(404).end()
       return
     }
@@ -586,6 +617,7 @@ async function startGateway(upstream: string): Promise<Gateway> {
     url: server.url,
     answers: true,
     lost: new Set(),
+    stuck: new Set(),
     waiting: 0,
     [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
   }

@@ -1,3 +1,4 @@
+import { delegate, DID as Principal } from '@ucanto/core'
 import type { Command } from 'commander'
 import {
   AgentNotAuthorizedError,
@@ -6,16 +7,26 @@ import {
   type DID,
   type Shared as Page,
 } from '../../backup/index.ts'
+import { BACKUP_ABILITIES } from '../../capabilities/index.ts'
+import { Authorization } from '../../client/index.ts'
 import { createNativeSha256, systemTime } from '../../node/index.ts'
 import { deriveIdentity } from '../../space/index.ts'
+import { proofsFor } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
-import { UsageError } from '../errors.ts'
+import { UsageError, type ServiceError } from '../errors.ts'
 import { formatCount } from '../format.ts'
 import type { Io, Result } from '../io.ts'
 import { createProgress } from '../progress.ts'
-import type { Session } from '../session.ts'
+import { askService } from '../service.ts'
+import type { Session, SpaceDID } from '../session.ts'
 import { findAccount, viewSpace } from '../target.ts'
 import { openRecord } from '../writer.ts'
+
+/** Seconds for which the service may act in the Space to answer one call. */
+const CALL_LIFETIME = 10 * 60
+
+/** How often a service that is busy is asked again. */
+const MAX_TRIES = 10
 
 /** What was shared with an agent. */
 interface Shared {
@@ -34,7 +45,7 @@ export function createShareCommand(
   authorizations: Command,
   context: CommandContext
 ): void {
-  agentCommand<[string, string]>(
+  agentCommand<[string, string | undefined]>(
     authorizations
       .command('share')
       .description(
@@ -42,14 +53,96 @@ export function createShareCommand(
       )
       .argument('<account>', 'handle or DID')
       .argument(
-        '<agent>',
-        'did:key of an agent that is authorized for the account; `authorizations ls` shows them'
+        '[agent]',
+        'did:key of an agent that is authorized for the account; `authorizations ls` shows them (default with --by-service: this agent)'
+      )
+      .option(
+        '--by-service',
+        'have the service share what it can open, where no other agent is left that could'
       ),
     context,
-    'bluesky-backups authorizations share alice.bsky.social did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH',
-    async ({ session, io }, word, agent) =>
-      describe(await shareHere(session, { word, agent, io }))
+    'bluesky-backups authorizations share alice.bsky.social did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH\nbluesky-backups authorizations share alice.bsky.social --by-service',
+    async ({ session, flags, io }, word, agent) => {
+      if (flags['byService']) {
+        const shared = await shareAtService(session, {
+          word,
+          agent: readAgent(agent ?? session.client.did()),
+          io,
+        })
+        return describe(shared, 'the service')
+      }
+      if (agent === undefined) {
+        throw new UsageError(
+          'name the agent that is to open them; or add --by-service, and the service shares with this agent'
+        )
+      }
+      return describe(
+        await shareHere(session, { word, agent, io }),
+        'this agent'
+      )
+    }
   )
+}
+
+function readAgent(text: string): SpaceDID {
+  if (/^did:key:z\w+$/.test(text)) return text as SpaceDID
+  throw new UsageError(
+    `"${text}" is not an agent; give its did:key, as \`bluesky-backups whoami\` shows it there`
+  )
+}
+
+/** Has the service share what it can open. */
+async function shareAtService(
+  session: Session,
+  { word, agent, io }: { word: string; agent: SpaceDID; io: Io }
+): Promise<Shared> {
+  const { client } = session
+  const space = session.space()
+  // The service goes by its own clock: what this agent's has is told to it.
+  const account = await findAccount(session, await viewSpace(session), word)
+  const { info, connection } = await session.service()
+  return shareAll({ account, agent }, io, (before) =>
+    patiently(io.signal, async () => {
+      const delegation = await delegate({
+        issuer: client.agent.issuer,
+        audience: Principal.parse(info.agent),
+        capabilities: BACKUP_ABILITIES.map((can) => ({
+          can,
+          with: space,
+        })) as never,
+        proofs: proofsFor(client, space, BACKUP_ABILITIES),
+        expiration: Math.floor(Date.now() / 1000) + CALL_LIFETIME,
+      })
+      return askService(() =>
+        Authorization.share(
+          {
+            issuer: client.agent.issuer,
+            with: space,
+            proofs: proofsFor(client, space, ['authorization/share']),
+          },
+          { account, agent, before, delegation },
+          { connection, nonce: crypto.randomUUID() }
+        )
+      )
+    })
+  )
+}
+
+/** Asks again when the service says so: it shares for others, too. */
+async function patiently<T>(
+  signal: AbortSignal,
+  ask: () => Promise<T>
+): Promise<T> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await ask()
+    } catch (error) {
+      const { name, cause } = error as ServiceError
+      if (name !== 'RateLimited' || tries >= MAX_TRIES) throw error
+      const { retryAfter = 1 } = cause as { retryAfter?: number }
+      await systemTime.sleep(retryAfter * 1000, signal)
+    }
+  }
 }
 
 /** Shares what this agent can open. */
@@ -119,18 +212,18 @@ async function shareAll(
   return shared
 }
 
-function describe(shared: Shared): Result {
+function describe(shared: Shared, who: 'this agent' | 'the service'): Result {
   const { account, agent, backups, closed, unreadable } = shared
   return {
     json: shared,
     text: [
       backups === 0
-        ? `there is nothing that ${agent} cannot open and this agent can`
+        ? `there is nothing that ${agent} cannot open and ${who} can`
         : `${agent} can open the private parts of ${formatCount(backups, 'more backup')} of ${account}`,
       ...(closed === 0
         ? []
         : [
-            `${formatCount(closed, 'backup')} with parts that this agent cannot open either; have another agent share them`,
+            `${formatCount(closed, 'backup')} with parts that ${who} cannot open either; have another agent share them`,
           ]),
       ...(unreadable === 0
         ? []
