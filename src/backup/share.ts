@@ -23,6 +23,7 @@ import type {
   BlockFetcher,
   DID,
   Link,
+  PrivatePart,
   SealedPart,
   SpaceReader,
   State,
@@ -34,6 +35,9 @@ import type { CreateSha256 } from './sha256.ts'
 
 /** Backups whose keys go into the Space at once. */
 export const SHARE_LIMIT = 500
+
+/** Backups that are looked at before they are needed. */
+const LOOK_AHEAD = 8
 
 /** What sharing needs of the world. */
 export interface ShareContext {
@@ -169,16 +173,17 @@ async function findShares(
   const finder = await createKeyFinder(context, request, recipient)
   let last: string | undefined
   try {
-    for await (const listed of listBackups(blocks, state, account, {
+    const backups = listBackups(blocks, state, account, {
       reverse: true,
       ...(before === undefined ? {} : { before }),
-    })) {
+    })
+    for await (const { listed, seen } of lookAhead(backups, finder.look)) {
       signal?.throwIfAborted()
       enough?.throwIfAborted()
       if (found.shares.length >= limit) return endedAt(found, last)
       const { timestamp } = listed
       try {
-        const { keys, isClosed } = await finder.find(listed)
+        const { keys, isClosed } = await finder.find(listed, await seen)
         if (isClosed) found.closed++
         if (Object.keys(keys).length > 0) found.shares.push([timestamp, keys])
       } catch (error) {
@@ -208,8 +213,33 @@ async function findShares(
   return found
 }
 
+/**
+ * Looks at backups before they are needed: each takes several ways to a
+ * gateway.
+ */
+async function* lookAhead<T>(
+  backups: AsyncIterable<ListedBackup>,
+  look: (backup: ListedBackup) => Promise<T>
+): AsyncGenerator<{ listed: ListedBackup; seen: Promise<T> }> {
+  const ahead: { listed: ListedBackup; seen: Promise<T> }[] = []
+  for await (const listed of backups) {
+    const seen = look(listed)
+    // An error is thrown to who awaits it, if any.
+    seen.catch(() => {})
+    ahead.push({ listed, seen })
+    if (ahead.length > LOOK_AHEAD) yield ahead.shift()!
+  }
+  yield* ahead
+}
+
 function endedAt(found: Found, last: string | undefined): Found {
   return last === undefined ? found : { ...found, before: last }
+}
+
+/** A part that an agent cannot open yet. */
+interface Lacking {
+  part: PrivatePart
+  record: SealedPart
 }
 
 /** Finds the keys of parts that one agent can open and another cannot. */
@@ -224,28 +254,32 @@ async function createKeyFinder(
   // Backups have parts in common that did not change: each is opened once.
   const known = new Map<string, Promise<FileKey>>()
   return {
-    async find({
-      timestamp,
-      backup: link,
-    }: ListedBackup): Promise<{ keys: PartKeys; isClosed: boolean }> {
-      const keys: PartKeys = {}
-      let isClosed = false
-      const { private: parts = {} } = await readBackup(reader, link)
-      const sealed = PRIVATE_PARTS.flatMap((part) => {
+    /** The parts that the agent cannot open yet. */
+    look: async ({ timestamp, backup }: ListedBackup): Promise<Lacking[]> => {
+      const { private: parts = {} } = await readBackup(reader, backup)
+      const lacking = PRIVATE_PARTS.flatMap((part): Lacking[] => {
         const record = parts[part]
         return isSealed(record) && !record.recipients.includes(recipient)
           ? [{ part, record }]
           : []
       })
-      if (sealed.length === 0) return { keys, isClosed }
-      const before = await findShare(blocks, state, {
+      if (lacking.length === 0) return []
+      const share = await findShare(blocks, state, {
         account,
         timestamp,
         agent,
       })
+      return lacking.filter(({ part }) => !share[part])
+    },
+
+    async find(
+      { backup: link }: ListedBackup,
+      lacking: Lacking[]
+    ): Promise<{ keys: PartKeys; isClosed: boolean }> {
+      const keys: PartKeys = {}
+      let isClosed = false
       let opened: BackupReader | undefined
-      for (const { part, record } of sealed) {
-        if (before[part]) continue
+      for (const { part, record } of lacking) {
         signal?.throwIfAborted()
         if (!record.recipients.includes(ownRecipient)) {
           isClosed = true

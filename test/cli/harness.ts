@@ -8,6 +8,7 @@ import {
   readConfig,
   startService,
   type RunningService,
+  type ServiceOptions,
 } from '../../src/service/index.ts'
 import type { Network } from '../network/index.ts'
 
@@ -95,11 +96,12 @@ export async function createFolder(): Promise<
 export function startTestService(
   network: Network,
   dataFolder: string,
-  flags: Parameters<typeof readConfig>[0] = {}
+  flags: Parameters<typeof readConfig>[0] = {},
+  options: ServiceOptions = {}
 ): Promise<RunningService> {
   return startService(
     readConfig({ port: '0', dataFolder, ...flags }, network.environment),
-    { logger: pino({ level: 'silent' }) }
+    { logger: pino({ level: 'silent' }), ...options }
   )
 }
 

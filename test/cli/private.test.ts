@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RunningService } from '../../src/service/index.ts'
+import { SHARER_POLICY } from '../../src/service/sharer.ts'
 import { consent } from '../network/consent.ts'
 import {
   seedAccount,
@@ -38,7 +39,12 @@ describe('private parts on the command line', () => {
       await startNetwork({ pds: { settings: { bskyAppViewUrl: bluesky.url } } })
     )
     service = resources.use(
-      await startTestService(network, join(folder, 'service'))
+      await startTestService(
+        network,
+        join(folder, 'service'),
+        {},
+        { sharerPolicy: { ...SHARER_POLICY, limit: 1, retryAfter: 1000 } }
+      )
     )
     account = await network.pds.createAccount({ handle: 'alice.test' })
     await seedAccount(account.agent, { posts: 2 })
@@ -286,7 +292,10 @@ describe('private parts on the command line', () => {
       const share = ['authorizations', 'share', account.handle, '--by-service']
       const before = await exportTo(laptop, 'latest')
       assert.match(before.stdout, /preferences is not written/)
-      const shared = await laptop.json(share)
+      // The service does one at a time here.
+      const asked = await laptop.run([...share, '--json'])
+      assert.match(asked.stderr, /^shared 1 backup, back to 20\S+Z$/m)
+      const shared = asked.json
       const { agent: did, backups, closed, unreadable } = shared
       // The service cannot open what the phone has sealed before it.
       assert.deepEqual(
@@ -295,8 +304,14 @@ describe('private parts on the command line', () => {
       )
       const { out, stdout } = await exportTo(laptop, 'latest')
       assert.equal(await preferencesIn(out), `${SECRET} by the service`, stdout)
-      const again = await laptop.run(share)
-      assert.equal(again.code, 0)
+      const [again, meanwhile] = await Promise.all([
+        laptop.run(share),
+        phone.run([...share.slice(0, -1), agent, '--by-service']),
+      ])
+      // One of them waits for the other.
+      for (const each of [again, meanwhile]) {
+        assert.equal(each.code, 0, each.stderr)
+      }
       assert.match(
         again.stdout,
         /^there is nothing that did:key:\w+ cannot open and the service can\n1 backup with parts that the service cannot open either/
