@@ -81,6 +81,11 @@ export class PartNotOfferedError extends BackupError {
   override readonly name = 'PartNotOfferedError'
 }
 
+/** The agent has no authorization for the account, or none that holds. */
+export class AgentNotAuthorizedError extends BackupError {
+  override readonly name = 'AgentNotAuthorizedError'
+}
+
 /** What the host sent is not the repository that the account signed. */
 export class InvalidRepoError extends BackupError {
   override readonly name = 'InvalidRepoError'

@@ -30,5 +30,11 @@ export {
   type BackupLimits,
   type BackupRequest,
 } from './run.ts'
+export {
+  shareParts,
+  type ShareContext,
+  type ShareRequest,
+  type Shared,
+} from './share.ts'
 export { createMemorySpool } from './spool.ts'
 export { createSha256, digestOf, type CreateSha256 } from './sha256.ts'

@@ -24,6 +24,9 @@ import type { InsufficientDelegation } from './schedule.ts'
 const HANDLE_SYNTAX =
   /^(?=.{3,253}$)([a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.)+[a-zA-Z]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$/
 
+/** ISO 8601, as the Space has the times of backups. */
+const TIME_SYNTAX = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/
+
 /**
  * An account of ATProto by its DID or by its handle.
  *
@@ -35,6 +38,16 @@ const AccountName = Schema.string().refine({
       ? { ok: name }
       : fail(
           `an account is a handle, a did:plc or a did:web, not ${JSON.stringify(name.slice(0, 64))}`
+        ),
+})
+
+/** The time of a backup: UTC with milliseconds. */
+const Timestamp = Schema.string().refine({
+  read: (time: string) =>
+    TIME_SYNTAX.test(time)
+      ? { ok: time }
+      : fail(
+          `a time is like 2025-03-12T15:13:59.958Z, not ${JSON.stringify(time.slice(0, 64))}`
         ),
 })
 
@@ -98,6 +111,41 @@ export const revoke = capability({
     and(
       equalWith(claimed, delegated),
       equal(claimed.nb.account, delegated.nb.account, 'account')
+    ),
+})
+
+/**
+ * Seals the keys of private parts that the service can open for another agent,
+ * so that it opens backups from before it was there: from the latest on, as
+ * many as one call does. Whoever asks goes on where the answer says.
+ */
+export const share = capability({
+  can: 'authorization/share',
+  with: SpaceDID,
+  nb: Schema.struct({
+    /** The account: a `did:plc` or `did:web`. */
+    account: AccountDID,
+    /**
+     * The agent that gets the keys, by its `did:key`. What is sealed for it
+     * is in its authorization for the account, in the Space.
+     */
+    agent: Schema.did({ method: 'key' }),
+    /** Only backups from before this time, as the last answer has it. */
+    before: Timestamp.optional(),
+    /**
+     * What the service may do in the Space: a delegation to the service's
+     * `did:key`, whose blocks are attached. Left out where the proofs of the
+     * invocation allow it themselves.
+     */
+    delegation: Schema.link({ version: 1 }).optional(),
+  }),
+  derives: (claimed, delegated) =>
+    and(
+      equalWith(claimed, delegated),
+      equal(claimed.nb.account, delegated.nb.account, 'account'),
+      equal(claimed.nb.agent, delegated.nb.agent, 'agent'),
+      equal(claimed.nb.before, delegated.nb.before, 'before'),
+      equalLink(claimed.nb.delegation, delegated.nb.delegation, 'delegation')
     ),
 })
 
@@ -186,9 +234,16 @@ export interface RevokeSuccess {
   confirmed: boolean
 }
 
-/** What the Space has of it cannot be read for now. */
-export interface SpaceUnavailable extends Failure {
-  name: 'SpaceUnavailable'
+/** What one call has shared. */
+export interface ShareSuccess {
+  /** Backups that the agent can open now and could not before. */
+  backups: number
+  /** Backups with parts that the service cannot open itself. */
+  closed: number
+  /** Backups that could not be read. */
+  unreadable: number
+  /** There are more: ask again for those from before this time. */
+  before?: string
 }
 
 /** There is no such account, or its handle points elsewhere. */
@@ -216,12 +271,29 @@ export interface TooManyRequests extends Failure {
   name: 'TooManyRequests'
 }
 
+/** The agent is not authorized for the account, or not any more. */
+export interface AgentNotAuthorized extends Failure {
+  name: 'AgentNotAuthorized'
+}
+
+/** The Space does not answer, or takes nothing; the message says why. */
+export interface SpaceUnavailable extends Failure {
+  name: 'SpaceUnavailable'
+}
+
 export type RequestFailure =
   | AccountNotFound
   | HostRefused
   | HostUnavailable
   | InvalidReturn
   | TooManyRequests
+  | InsufficientDelegation
+  | TryLater
+
+export type ShareFailure =
+  | AccountNotFound
+  | AgentNotAuthorized
+  | SpaceUnavailable
   | InsufficientDelegation
   | TryLater
 
@@ -233,8 +305,10 @@ export interface AuthorizationService {
     RevokeSuccess,
     SpaceUnavailable | TryLater
   >
+  share: ServiceMethod<AuthorizationShare, ShareSuccess, ShareFailure>
 }
 
 export type AuthorizationRequest = ReturnType<typeof request.create>
 export type AuthorizationList = ReturnType<typeof list.create>
 export type AuthorizationRevoke = ReturnType<typeof revoke.create>
+export type AuthorizationShare = ReturnType<typeof share.create>

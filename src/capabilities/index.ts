@@ -49,6 +49,7 @@ export const ABILITIES = [
   'authorization/request',
   'authorization/list',
   'authorization/revoke',
+  'authorization/share',
   'ucan/revoke',
 ] as const
 

@@ -7,11 +7,9 @@ import {
 } from '../backup/index.ts'
 import {
   deriveIdentity,
-  findFileKey,
   findShare,
   isPlain,
   isSealed,
-  MAX_HEADER_SIZE,
   openFileKey,
   openPart,
   PRIVATE_PARTS,
@@ -84,32 +82,12 @@ export function createPartOpener(
       const key = await findKey(part, record)
       if (key === undefined) {
         throw new NotSealedForUsError(
-          `${part} is sealed for others; name the file of your recovery identity with --identity-file, or have an agent that can open it run \`bluesky-backups authorizations share ${account} ${agent.did()}\``
+          `${part} is sealed for others; name the file of your recovery identity with --identity-file, or have who can open it share it: the service, by \`bluesky-backups authorizations share ${account} --by-service\`, or another agent, by \`bluesky-backups authorizations share ${account} ${agent.did()}\` run there`
         )
       }
       return chunksOf(await openPart(key, streamOf(backup.privateFile(record))))
     },
   }
-}
-
-/**
- * Finds the key of a sealed part, for sharing it.
- *
- * @throws {@link UnsealError} {@link GatewayError}
- */
-export async function readFileKey(
-  backup: BackupReader,
-  part: SealedPart,
-  identity: CryptoKey
-): Promise<FileKey> {
-  const start: Uint8Array[] = []
-  let size = 0
-  for await (const chunk of backup.privateFile(part)) {
-    start.push(chunk)
-    size += chunk.length
-    if (size >= MAX_HEADER_SIZE) break
-  }
-  return findFileKey(identity, Buffer.concat(start))
 }
 
 /**

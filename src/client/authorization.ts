@@ -25,6 +25,18 @@ export interface RequestInput {
   delegation?: Delegation | undefined
 }
 
+/** What the service shares, and with whom. */
+export interface ShareInput {
+  /** DID of the account. */
+  account: `did:${string}:${string}`
+  /** The agent that gets the keys; it is authorized for the account. */
+  agent: `did:key:${string}`
+  /** Only backups from before this time, as the last answer has it. */
+  before?: string | undefined
+  /** What the service may do in the Space; its audience is the service. */
+  delegation?: Delegation | undefined
+}
+
 /**
  * Begins the way of the service into an account. The user opens the address
  * that it answers with; the receipt of the task tells what came of it.
@@ -77,5 +89,42 @@ export async function revoke(
     ...commonOf(config, options),
     nb: { account },
   })
+  return (await invocation.execute(options.connection)).out
+}
+
+/**
+ * Has the service share with an agent what it can open of backups from before
+ * that agent was there. One call does some of them; as long as it answers a
+ * `before`, there are more. What the agent can open already is passed over.
+ *
+ * @example
+ * ```ts
+ * for (let before, more = true; more; more = before !== undefined) {
+ *   const { ok, error } = await Authorization.share(
+ *     { issuer: agent, with: space, proofs },
+ *     { account, agent: agent.did(), before, delegation },
+ *     { connection, nonce: crypto.randomUUID() }
+ *   )
+ *   if (error) throw new Error(error.message)
+ *   before = ok.before
+ * }
+ * ```
+ */
+export async function share(
+  config: InvocationConfig,
+  { account, agent, before, delegation }: ShareInput,
+  options: InvocationOptions
+) {
+  const invocation = Authorization.share.invoke({
+    ...commonOf(config, options),
+    nb: {
+      account,
+      agent,
+      ...(before === undefined ? {} : { before }),
+      ...(delegation ? { delegation: delegation.cid } : {}),
+    },
+    ...(delegation ? { facts: factsOf(delegation) } : {}),
+  })
+  if (delegation) attach(invocation, delegation)
   return (await invocation.execute(options.connection)).out
 }

@@ -26,9 +26,12 @@ const NO_HTTPS =
 
 /** Handlers of `authorization/*`. */
 export function createAuthorizationService(
-  context: Pick<ServiceContext, 'agent' | 'grants' | 'identities' | 'publisher'>
+  context: Pick<
+    ServiceContext,
+    'agent' | 'grants' | 'identities' | 'publisher' | 'sharer'
+  >
 ) {
-  const { agent, grants, identities, publisher } = context
+  const { agent, grants, identities, publisher, sharer } = context
   return {
     /** Begins the way into an account, and answers where the user goes on. */
     request: provideAdvanced({
@@ -107,6 +110,28 @@ export function createAuthorizationService(
         return failure('SpaceUnavailable', error.message)
       }
     }),
+
+    /** Shares with another agent what the service can open. */
+    share: provide(
+      Authorization.share,
+      async ({ capability, invocation, context: validation }) => {
+        const space = capability.with
+        const { delegation, ...request } = capability.nb
+        const attached =
+          delegation && attachedDelegation(invocation, delegation)
+        if (attached?.error) return attached
+        const authority = await findAuthority(
+          agent,
+          space,
+          attached
+            ? [attached.ok]
+            : invocation.proofs.filter((proof) => isDelegation(proof)),
+          validation
+        )
+        if (authority.error) return authority
+        return sharer.share({ ...request, space, proofs: authority.ok })
+      }
+    ),
   }
 }
 

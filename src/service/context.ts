@@ -14,6 +14,7 @@ import type { Publisher } from './publisher.ts'
 import type { Rates } from './rates.ts'
 import type { Revocations } from './revocations.ts'
 import type { Runner } from './runner.ts'
+import type { Sharer } from './sharer.ts'
 import type { Watchers } from './watchers.ts'
 
 /** All that the handlers need of the world. */
@@ -32,6 +33,7 @@ export interface ServiceContext {
   /** Not there where no host would let us in: at an address without https. */
   grants: GrantKeeper | undefined
   publisher: Pick<Publisher, 'publish'>
+  sharer: Pick<Sharer, 'share'>
   time: Time
   logger: Logger
   metrics?: Pick<Metrics, 'invoked'>

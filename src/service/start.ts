@@ -81,6 +81,7 @@ import { createRevocations } from './revocations.ts'
 import { createRunFeed } from './run-feed.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
+import { createSharer, SHARER_POLICY, type SharerPolicy } from './sharer.ts'
 import { openReader } from './space.ts'
 import { createWatchers } from './watchers.ts'
 
@@ -112,6 +113,7 @@ export interface ServiceOptions {
   policy?: RunnerPolicy
   schedulerPolicy?: SchedulerPolicy
   publisherPolicy?: PublisherPolicy
+  sharerPolicy?: SharerPolicy
   hostPolicy?: HostPolicy
   /** How large answers of hosts may be, and how long they may take. */
   fetchLimits?: Pick<SafeFetchOptions, 'small' | 'stream'>
@@ -139,6 +141,7 @@ export async function startService(
     policy = RUNNER_POLICY,
     schedulerPolicy = SCHEDULER_POLICY,
     publisherPolicy = PUBLISHER_POLICY,
+    sharerPolicy = SHARER_POLICY,
     hostPolicy = HOST_POLICY,
     fetchLimits = {},
     shardSize = DEFAULT_LIMITS.shardSize,
@@ -271,6 +274,14 @@ export async function startService(
       publish: async (...input: Parameters<Publisher['publish']>) =>
         (await publisher?.publish(...input)) ?? false,
     },
+    sharer: createSharer({
+      ...pipeline,
+      agent,
+      connection: () => connection(),
+      time,
+      logger,
+      policy: sharerPolicy,
+    }),
   }
   const server = await createServer(context)
   const channel = server as unknown as Channel<Service>
@@ -342,7 +353,7 @@ export async function startService(
     stopping.abort()
     const timeout = config.drainTimeout * 1000
     await Promise.all([scheduler?.drain(timeout), runner?.drain(timeout)])
-    await publisher?.stop()
+    await Promise.all([publisher?.stop(), context.sharer.stop()])
     // What a host has traded is lost if it cannot be kept any more.
     const waited = new AbortController()
     await Promise.race([

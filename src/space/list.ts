@@ -46,6 +46,7 @@ export async function accounts(
  * nothing for an account that the state does not have. Reads as far as the
  * list is read.
  *
+ * @param options.before - only those from before this time
  * @param options.reverse - the latest first
  * @param options.limit - number of backups at most
  * @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError}
@@ -55,9 +56,10 @@ export async function* listBackups(
   state: Link<State> | undefined,
   account: DID,
   {
+    before,
     reverse = false,
     limit = Infinity,
-  }: { reverse?: boolean; limit?: number } = {}
+  }: { before?: string; reverse?: boolean; limit?: number } = {}
 ): AsyncGenerator<ListedBackup> {
   if (state === undefined || limit <= 0) return
   const accountLink = (await readState(fetcher, state))[account]
@@ -66,6 +68,7 @@ export async function* listBackups(
   let count = 0
   for await (const [key, value] of entries(fetcher, backups, {
     gte: prunedBefore,
+    ...(before === undefined ? {} : { lt: before }),
     reverse,
     readAhead: Math.min(limit - 1, READ_AHEAD),
   })) {

@@ -32,6 +32,7 @@ const CAPABILITIES = {
   'authorization/request': Authorization.request,
   'authorization/list': Authorization.list,
   'authorization/revoke': Authorization.revoke,
+  'authorization/share': Authorization.share,
   'ucan/revoke': Revocation.revoke,
 }
 
@@ -56,6 +57,13 @@ const REQUEST = {
   account: ACCOUNT,
   include: ['blobs'],
   returnTo: 'https://alice.example/',
+  delegation: ONE,
+}
+
+const SHARE = {
+  account: ACCOUNT,
+  agent: 'did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH',
+  before: '2025-03-12T15:13:59.958Z',
   delegation: ONE,
 }
 
@@ -114,6 +122,7 @@ describe('capabilities', () => {
     'backup/unschedule': { account: ACCOUNT },
     'authorization/request': { account: ACCOUNT },
     'authorization/revoke': { account: ACCOUNT },
+    'authorization/share': SHARE,
     'ucan/revoke': { ucan: ONE },
   }
 
@@ -127,6 +136,7 @@ describe('capabilities', () => {
       'authorization/request': ['authorization/request'],
       'authorization/list': ['authorization/list'],
       'authorization/revoke': ['authorization/revoke'],
+      'authorization/share': ['authorization/share'],
       '*': [...ABILITIES],
       'clock/head': ['clock/head'],
       'clock/advance': ['clock/advance'],
@@ -360,6 +370,28 @@ describe('capabilities', () => {
         { account: OTHER_ACCOUNT },
         /for account/,
       ],
+      ['authorization/share', SHARE, {}, undefined],
+      ['authorization/share', SHARE, SHARE, undefined],
+      [
+        'authorization/share',
+        { account: ACCOUNT, agent: SHARE.agent },
+        { account: ACCOUNT, agent: SHARE.agent },
+        undefined,
+      ],
+      ['authorization/share', SHARE, { account: OTHER_ACCOUNT }, /for account/],
+      [
+        'authorization/share',
+        SHARE,
+        { agent: 'did:key:z6MkgGwb4xuUuddp6KsJqKNstgHUzkup95CyebHLDZZka9eU' },
+        /for agent/,
+      ],
+      [
+        'authorization/share',
+        { account: ACCOUNT, agent: SHARE.agent },
+        { before: SHARE.before },
+        /for before \S+, not for all/,
+      ],
+      ['authorization/share', SHARE, { delegation: TWO }, /for delegation/],
       ['backup/status', { run: ONE }, { run: ONE }, undefined],
       ['backup/status', { run: TWO }, { run: ONE }, /for run/],
       ['backup/status', {}, { run: ONE }, /for run \w+, not for all/],
@@ -426,6 +458,15 @@ describe('capabilities', () => {
       ['authorization/request', { account: ACCOUNT, delegation: 'bafy' }],
       ['authorization/revoke', {}],
       ['authorization/revoke', { account: 'alice.test' }],
+      ['authorization/share', undefined],
+      ['authorization/share', { account: ACCOUNT }],
+      ['authorization/share', { agent: SHARE.agent }],
+      ['authorization/share', { ...SHARE, account: 'alice.test' }],
+      ['authorization/share', { ...SHARE, agent: ACCOUNT }],
+      ['authorization/share', { ...SHARE, before: 'yesterday' }],
+      ['authorization/share', { ...SHARE, before: '2025-03-12' }],
+      ['authorization/share', { ...SHARE, before: 1 }],
+      ['authorization/share', { ...SHARE, delegation: 'bafy' }],
       ['backup/status', { run: 'bafy' }],
       ['backup/status', { run: 1 }],
       ['backup/status', { account: 'alice.test' }],

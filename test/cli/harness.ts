@@ -101,7 +101,7 @@ export function startTestService(
 ): Promise<RunningService> {
   return startService(
     readConfig({ port: '0', dataFolder, ...flags }, network.environment),
-    { ...options, logger: pino({ level: 'silent' }) }
+    { logger: pino({ level: 'silent' }), ...options }
   )
 }
 

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RunningService } from '../../src/service/index.ts'
+import { SHARER_POLICY } from '../../src/service/sharer.ts'
 import { consent } from '../network/consent.ts'
 import {
   seedAccount,
@@ -39,7 +40,12 @@ describe('private parts on the command line', () => {
       await startNetwork({ pds: { settings: { bskyAppViewUrl: bluesky.url } } })
     )
     service = resources.use(
-      await startTestService(network, join(folder, 'service'))
+      await startTestService(
+        network,
+        join(folder, 'service'),
+        {},
+        { sharerPolicy: { ...SHARER_POLICY, limit: 1, retryAfter: 1000 } }
+      )
     )
     account = await network.pds.createAccount({ handle: 'alice.test' })
     await seedAccount(account.agent, { posts: 2 })
@@ -236,7 +242,7 @@ describe('private parts on the command line', () => {
       assert.equal(code, 0, stdout)
       assert.match(
         stdout,
-        /^preferences is not written: preferences is sealed for others; .*--identity-file.*authorizations share did:plc:/m
+        /^preferences is not written: preferences is sealed for others; .*--identity-file.*authorizations share did:plc:\w+ --by-service`.*authorizations share did:plc:\w+ did:key:/m
       )
       assert.ok(!(await readdir(join(out, 'private'))).length)
     })
@@ -252,14 +258,74 @@ describe('private parts on the command line', () => {
       assert.match(stderr, /is not authorized for did:plc:/)
     })
 
-    it('opens it when an old one has shared it', async () => {
+    it('is not shared with by the service either', async () => {
+      const { code, stderr } = await laptop.run([
+        'authorizations',
+        'share',
+        account.handle,
+        '--by-service',
+      ])
+      assert.equal(code, 1)
+      assert.match(
+        stderr,
+        /is not authorized for did:plc:\w+; have it run `bluesky-backups authorize did:plc:\w+ --here` first/
+      )
+    })
+
+    it('names whom to share with, or has the service share', async () => {
+      for (const [words, message] of [
+        [[], /name the agent .* --by-service/],
+        [['bob', '--by-service'], /"bob" is not an agent/],
+      ] as const) {
+        const { code, stderr } = await laptop.run([
+          'authorizations',
+          'share',
+          account.handle,
+          ...words,
+        ])
+        assert.equal(code, 2)
+        assert.match(stderr, message)
+      }
+    })
+
+    it('opens it when the service has shared it, and no other agent', async () => {
       await authorize(laptop, ['--here'])
-      const share = ['authorizations', 'share', account.handle, agent]
-      const shared = await phone.json(share)
-      assert.equal(shared.backups, 2)
-      assert.equal(shared.closed, 0)
+      const share = ['authorizations', 'share', account.handle, '--by-service']
+      const before = await exportTo(laptop, 'latest')
+      assert.match(before.stdout, /preferences is not written/)
+      // The service does one at a time here.
+      const asked = await laptop.run([...share, '--json'])
+      assert.match(asked.stderr, /^shared 1 backup, back to 20\S+Z$/m)
+      const shared = asked.json
+      const { agent: did, backups, closed, unreadable } = shared
+      // The service cannot open what the phone has sealed before it.
+      assert.deepEqual(
+        { did, backups, closed, unreadable },
+        { did: agent, backups: 1, closed: 1, unreadable: 0 }
+      )
       const { out, stdout } = await exportTo(laptop, 'latest')
       assert.equal(await preferencesIn(out), `${SECRET} by the service`, stdout)
+      const [again, meanwhile] = await Promise.all([
+        laptop.run(share),
+        phone.run([...share.slice(0, -1), agent, '--by-service']),
+      ])
+      // One of them waits for the other.
+      for (const each of [again, meanwhile]) {
+        assert.equal(each.code, 0, each.stderr)
+      }
+      assert.match(
+        again.stdout,
+        /^there is nothing that did:key:\w+ cannot open and the service can\n1 backup with parts that the service cannot open either/
+      )
+    })
+
+    it('opens the rest when an old one has shared it', async () => {
+      const share = ['authorizations', 'share', account.handle, agent]
+      const shared = await phone.json(share)
+      assert.equal(shared.backups, 1)
+      assert.equal(shared.closed, 0)
+      const { out, stdout } = await exportTo(laptop, times[1]!)
+      assert.equal(await preferencesIn(out), SECRET, stdout)
       assert.equal((await phone.json(share)).backups, 0)
       const { code } = await createAgent('laptop').run(['backup', 'verify'])
       assert.equal(code, 0)

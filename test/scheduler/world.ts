@@ -157,6 +157,9 @@ export class World implements AsyncDisposable {
       },
       grants: undefined,
       publisher: { publish: async () => false },
+      sharer: {
+        share: async () => ({ ok: { backups: 0, closed: 0, unreadable: 0 } }),
+      },
     })
     return new World(time, stores, { agent, space }, (kickWorld) => {
       kick = kickWorld

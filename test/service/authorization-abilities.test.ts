@@ -174,6 +174,13 @@ async function subjectOf(
       assert.equal(error, undefined)
       return { nb: { account: ACCOUNT }, attached: [] }
     }
+    case 'authorization/share': {
+      const power = await allow(space, service.agent, BACKUP_ABILITIES)
+      return {
+        nb: { account: ACCOUNT, agent: bob.did(), delegation: power.cid },
+        attached: blocksOf(power),
+      }
+    }
     case 'authorization/revoke':
       return { nb: { account: ACCOUNT }, attached: [] }
     case 'ucan/revoke': {
@@ -2053,6 +2060,7 @@ describe('authorization for each ability', () => {
   const ALLOWED: Record<string, string> = {
     'authorization/request': 'AccountNotFound',
     'authorization/revoke': 'SpaceUnavailable',
+    'authorization/share': 'SpaceUnavailable',
   }
 
   for (const { name, invocation, outcome, because } of ROWS) {

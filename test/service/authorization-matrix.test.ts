@@ -99,6 +99,13 @@ interface Row {
   ) => Promise<Blocks> | Blocks
 }
 
+/** What asks to share with an agent. */
+const sharing = (agent: Principal): Partial<Invocation> => ({
+  can: 'authorization/share',
+  nb: { account, agent: agent.did() },
+  attach: [],
+})
+
 const rows: Record<string, Row> = {
   // What is allowed.
   'the Space itself advances': {
@@ -458,6 +465,49 @@ const rows: Record<string, Row> = {
         with: otherSpace.did(),
         nb: {},
         attach: [],
+      }),
+  },
+  'authorization/share with authorization/list and request': {
+    outcome: 'Unauthorized',
+    send: async ({ invoke, space, alice, bob }) =>
+      invoke({
+        ...sharing(bob),
+        proofs: [
+          await allow(space, alice, [
+            'authorization/list',
+            'authorization/request',
+          ]),
+        ],
+      }),
+  },
+  'authorization/share with what another agent is to get': {
+    outcome: 'Unauthorized',
+    because: /for agent/,
+    send: async ({ invoke, space, alice, bob, mallory }) =>
+      invoke({
+        ...sharing(mallory),
+        proofs: [
+          await allow(space, alice, ['authorization/share'], {
+            nb: { agent: bob.did() },
+          }),
+        ],
+      }),
+  },
+  'authorization/share of a Space of others': {
+    outcome: 'Unauthorized',
+    send: async ({ invoke, otherSpace, space, alice, bob }) =>
+      invoke({
+        ...sharing(bob),
+        with: otherSpace.did(),
+        proofs: [await allow(space, alice, ['authorization/*'])],
+      }),
+  },
+  'authorization/share without a delegation': {
+    outcome: 'InsufficientDelegation',
+    send: async ({ invoke, space, alice, bob }) =>
+      invoke({
+        ...sharing(bob),
+        proofs: [await allow(space, alice, ['authorization/share'])],
       }),
   },
   'backup/perform, which is for the service alone': {

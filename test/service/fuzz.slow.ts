@@ -130,6 +130,9 @@ describe('fuzzed requests', () => {
         logger,
       }),
       publisher: { publish: async () => false },
+      sharer: {
+        share: async () => ({ ok: { backups: 0, closed: 0, unreadable: 0 } }),
+      },
       time,
       logger,
       authorities: [],
@@ -364,6 +367,7 @@ describe('fuzzed requests', () => {
           'authorization/list',
           'authorization/request',
           'authorization/revoke',
+          'authorization/share',
           'backup/pause',
           'backup/perform',
           'backup/resume',
@@ -394,6 +398,8 @@ describe('fuzzed requests', () => {
                 value
               ),
               returnTo: fc.oneof(fc.webUrl(), value),
+              agent: fc.oneof(fc.constant(space.did()), value),
+              before: fc.oneof(fc.constant('2025-03-12T15:13:59.958Z'), value),
               run: value,
               ucan: fc.oneof(fc.constant(delegation.cid), value),
               proof: value,

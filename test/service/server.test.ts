@@ -57,6 +57,9 @@ describe('server of invocations', () => {
     },
     grants: undefined,
     publisher: { publish: async () => false },
+    sharer: {
+      share: async () => ({ ok: { backups: 0, closed: 0, unreadable: 0 } }),
+    },
     time: systemTime,
     logger: pino({ level: 'debug' }, { write: (line) => (logged += line) }),
     authorities: [],

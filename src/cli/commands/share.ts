@@ -1,40 +1,43 @@
+import { delegate, DID as Principal } from '@ucanto/core'
 import type { Command } from 'commander'
-import { openBackup, recordChange, type DID } from '../../backup/index.ts'
-import { createNativeSha256 } from '../../node/index.ts'
 import {
-  addShares,
-  deriveIdentity,
-  findShare,
-  isSealed,
-  listAuthorizations,
-  listBackups,
-  parseRecipient,
-  PRIVATE_PARTS,
-  recipientOf,
-  sealFileKey,
-  UnsealError,
-  type FileKey,
-  type PartKeys,
-} from '../../space/index.ts'
+  AgentNotAuthorizedError,
+  recordChange,
+  shareParts,
+  type DID,
+  type Shared as Page,
+} from '../../backup/index.ts'
+import { BACKUP_ABILITIES } from '../../capabilities/index.ts'
+import { Authorization } from '../../client/index.ts'
+import { createNativeSha256, systemTime } from '../../node/index.ts'
+import { deriveIdentity } from '../../space/index.ts'
+import { proofsFor } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
-import { UsageError } from '../errors.ts'
+import { UsageError, type ServiceError } from '../errors.ts'
 import { formatCount } from '../format.ts'
-import { readFileKey } from '../private-parts.ts'
-import type { Session } from '../session.ts'
+import type { Io, Result } from '../io.ts'
+import { createProgress } from '../progress.ts'
+import { askService } from '../service.ts'
+import type { Session, SpaceDID } from '../session.ts'
 import { findAccount, viewSpace } from '../target.ts'
 import { openRecord } from '../writer.ts'
 
-/** Backups whose keys go into the Space at once. */
-const BATCH_SIZE = 500
+/** Seconds for which the service may act in the Space to answer one call. */
+const CALL_LIFETIME = 10 * 60
+
+/** How often a service that is busy is asked again. */
+const MAX_TRIES = 10
 
 /** What was shared with an agent. */
-export interface Shared {
+interface Shared {
   account: DID
   agent: DID
   /** Backups that the agent can open now and could not before. */
   backups: number
-  /** Backups with parts that this agent cannot open itself. */
+  /** Backups with parts that who shares cannot open itself. */
   closed: number
+  /** Backups that could not be read. */
+  unreadable: number
 }
 
 /** `authorizations share`: lets a new agent open what was sealed before it. */
@@ -42,7 +45,7 @@ export function createShareCommand(
   authorizations: Command,
   context: CommandContext
 ): void {
-  agentCommand<[string, string]>(
+  agentCommand<[string, string | undefined]>(
     authorizations
       .command('share')
       .description(
@@ -50,120 +53,184 @@ export function createShareCommand(
       )
       .argument('<account>', 'handle or DID')
       .argument(
-        '<agent>',
-        'did:key of an agent that is authorized for the account; `authorizations ls` shows them'
+        '[agent]',
+        'did:key of an agent that is authorized for the account; `authorizations ls` shows them (default with --by-service: this agent)'
+      )
+      .option(
+        '--by-service',
+        'have the service share what it can open, where no other agent is left that could'
       ),
     context,
-    'bluesky-backups authorizations share alice.bsky.social did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH',
-    async ({ session, io }, word, agent) => {
-      const shared = await shareParts(session, word, agent, io.signal)
-      const { account, backups, closed } = shared
-      return {
-        json: shared,
-        text: [
-          backups === 0
-            ? `there is nothing that ${agent} cannot open and this agent can`
-            : `${agent} can open the private parts of ${formatCount(backups, 'more backup')} of ${account}`,
-          ...(closed === 0
-            ? []
-            : [
-                `${formatCount(closed, 'backup')} with parts that this agent cannot open either; have another agent share them`,
-              ]),
-        ].join('\n'),
+    'bluesky-backups authorizations share alice.bsky.social did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH\nbluesky-backups authorizations share alice.bsky.social --by-service',
+    async ({ session, flags, io }, word, agent) => {
+      if (flags['byService']) {
+        const shared = await shareAtService(session, {
+          word,
+          agent: readAgent(agent ?? session.client.did()),
+          io,
+        })
+        return describe(shared, 'the service')
       }
+      if (agent === undefined) {
+        throw new UsageError(
+          'name the agent that is to open them; or add --by-service, and the service shares with this agent'
+        )
+      }
+      return describe(
+        await shareHere(session, { word, agent, io }),
+        'this agent'
+      )
     }
   )
 }
 
-/**
- * Seals the keys of private parts that this agent can open for another one.
- *
- * @param word - DID or handle of the account
- * @param agent - a `did:key`, as the user gave it
- * @throws {@link UsageError}
- */
-export async function shareParts(
+function readAgent(text: string): SpaceDID {
+  if (/^did:key:z\w+$/.test(text)) return text as SpaceDID
+  throw new UsageError(
+    `"${text}" is not an agent; give its did:key, as \`bluesky-backups whoami\` shows it there`
+  )
+}
+
+/** Has the service share what it can open. */
+async function shareAtService(
   session: Session,
-  word: string,
-  agent: string,
-  signal: AbortSignal
+  { word, agent, io }: { word: string; agent: SpaceDID; io: Io }
 ): Promise<Shared> {
+  const { client } = session
+  const space = session.space()
+  // The service goes by its own clock: what this agent's has is told to it.
+  const account = await findAccount(session, await viewSpace(session), word)
+  const { info, connection } = await session.service()
+  return shareAll({ account, agent }, io, (before) =>
+    patiently(io.signal, async () => {
+      const delegation = await delegate({
+        issuer: client.agent.issuer,
+        audience: Principal.parse(info.agent),
+        capabilities: BACKUP_ABILITIES.map((can) => ({
+          can,
+          with: space,
+        })) as never,
+        proofs: proofsFor(client, space, BACKUP_ABILITIES),
+        expiration: Math.floor(Date.now() / 1000) + CALL_LIFETIME,
+      })
+      return askService(() =>
+        Authorization.share(
+          {
+            issuer: client.agent.issuer,
+            with: space,
+            proofs: proofsFor(client, space, ['authorization/share']),
+          },
+          { account, agent, before, delegation },
+          { connection, nonce: crypto.randomUUID() }
+        )
+      )
+    })
+  )
+}
+
+/** Asks again when the service says so: it shares for others, too. */
+async function patiently<T>(
+  signal: AbortSignal,
+  ask: () => Promise<T>
+): Promise<T> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await ask()
+    } catch (error) {
+      const { name, cause } = error as ServiceError
+      if (name !== 'RateLimited' || tries >= MAX_TRIES) throw error
+      const { retryAfter = 1 } = cause as { retryAfter?: number }
+      await systemTime.sleep(retryAfter * 1000, signal)
+    }
+  }
+}
+
+/** Shares what this agent can open. */
+async function shareHere(
+  session: Session,
+  { word, agent, io }: { word: string; agent: string; io: Io }
+): Promise<Shared> {
+  const { signal } = io
+  const { reader } = session
   const view = await viewSpace(session)
   const account = await findAccount(session, view, word)
-  const { blocks, state } = view
-  const [authorized] = await listAuthorizations(blocks, state, account, {
-    agent: agent as DID,
-  })
-  const recipient = authorized?.authorization.recipient
-  if (!authorized || recipient === undefined) {
-    throw new UsageError(
-      `${agent} is not authorized for ${account}; have it run \`bluesky-backups authorize ${account}\` first`
+  const context = {
+    ...view,
+    reader,
+    identity: (account: DID) =>
+      deriveIdentity(session.client.agent.issuer, {
+        space: session.space(),
+        account,
+      }),
+    record: async (change: Parameters<typeof recordChange>[1]) =>
+      recordChange(await openRecord(session, signal), change, { signal }),
+    createSha256: createNativeSha256,
+    time: systemTime,
+    onWarning: (message: string) => session.warn(message),
+  }
+  try {
+    return await shareAll({ account, agent: agent as DID }, io, (before) =>
+      shareParts(context, {
+        account,
+        agent: agent as DID,
+        before,
+        signal,
+      })
     )
+  } catch (error) {
+    if (!(error instanceof AgentNotAuthorizedError)) throw error
+    throw new UsageError(error.message, { cause: error })
   }
-  parseRecipient(recipient)
-  const own = await deriveIdentity(session.client.agent.issuer, {
-    space: session.space(),
-    account,
-  })
-  const ownRecipient = await recipientOf(own)
-  const shared: Shared = {
-    account,
-    agent: authorized.agent,
-    backups: 0,
-    closed: 0,
-  }
-  // Backups share parts that did not change: each is opened once.
-  const known = new Map<string, FileKey>()
-  let batch: [timestamp: string, keys: PartKeys][] = []
-  const flush = async () => {
-    if (batch.length === 0) return
-    const shares = batch
-    batch = []
-    await recordChange(
-      await openRecord(session, signal),
-      (fetcher, state) =>
-        addShares(fetcher, state, { account, agent: authorized.agent, shares }),
-      { signal }
-    )
-    shared.backups += shares.length
-  }
-  for await (const { timestamp, backup: link } of listBackups(
-    blocks,
-    state,
-    account
-  )) {
-    signal.throwIfAborted()
-    const backup = await openBackup(session.reader, link, {
-      createSha256: createNativeSha256,
-    })
-    const before = await findShare(blocks, state, {
-      account,
-      timestamp,
-      agent: authorized.agent,
-    })
-    const keys: PartKeys = {}
-    let isClosed = false
-    for (const part of PRIVATE_PARTS) {
-      const record = backup.value.private?.[part]
-      if (!isSealed(record) || before[part]) continue
-      if (record.recipients.includes(recipient)) continue
-      const file = record.sealed.toString()
-      try {
-        if (!record.recipients.includes(ownRecipient)) {
-          throw new UnsealError('it was sealed for others')
-        }
-        const key = known.get(file) ?? (await readFileKey(backup, record, own))
-        known.set(file, key)
-        keys[part] = await sealFileKey(recipient, key)
-      } catch (error) {
-        if (!(error instanceof UnsealError)) throw error
-        isClosed = true
-      }
+}
+
+/** Goes on until there is nothing more to share, and shows how far it is. */
+async function shareAll(
+  whom: Pick<Shared, 'account' | 'agent'>,
+  io: Pick<Io, 'stderr'>,
+  share: (before: string | undefined) => Promise<Page>
+): Promise<Shared> {
+  const shared: Shared = { ...whom, backups: 0, closed: 0, unreadable: 0 }
+  const display = createProgress(io)
+  try {
+    for (let before: string | undefined; ;) {
+      const page = await share(before)
+      shared.backups += page.backups
+      shared.closed += page.closed
+      shared.unreadable += page.unreadable
+      // Who sends us back would keep us for ever.
+      if (page.before === undefined || page.before >= (before ?? '~')) break
+      before = page.before
+      display.update(
+        `shared ${formatCount(shared.backups, 'backup')}, back to ${before}`,
+        0,
+        0
+      )
     }
-    if (isClosed) shared.closed++
-    if (Object.keys(keys).length > 0) batch.push([timestamp, keys])
-    if (batch.length === BATCH_SIZE) await flush()
+  } finally {
+    display.end()
   }
-  await flush()
   return shared
+}
+
+function describe(shared: Shared, who: 'this agent' | 'the service'): Result {
+  const { account, agent, backups, closed, unreadable } = shared
+  return {
+    json: shared,
+    text: [
+      backups === 0
+        ? `there is nothing that ${agent} cannot open and ${who} can`
+        : `${agent} can open the private parts of ${formatCount(backups, 'more backup')} of ${account}`,
+      ...(closed === 0
+        ? []
+        : [
+            `${formatCount(closed, 'backup')} with parts that ${who} cannot open either; have another agent share them`,
+          ]),
+      ...(unreadable === 0
+        ? []
+        : [
+            `${formatCount(unreadable, 'backup')} could not be read; share again later`,
+          ]),
+    ].join('\n'),
+    failed: unreadable > 0,
+  }
 }

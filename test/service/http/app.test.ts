@@ -327,6 +327,7 @@ describe('HTTP edge', () => {
           'authorization/request',
           'authorization/list',
           'authorization/revoke',
+          'authorization/share',
           'ucan/revoke',
         ],
       })
