@@ -30,6 +30,9 @@ const LOOPBACK = '127.0.0.1'
 /** Numbers of an authorization, before it is left to the next command. */
 const MAX_ROUNDS = 3
 
+/** How often a host is told again what it has not confirmed, in milliseconds. */
+const RETURN_INTERVAL = 60 * 60_000
+
 /** Sessions that are given back along with a command, at most. */
 const MAX_RETURNS = 20
 
@@ -111,7 +114,8 @@ export async function openGrants(
     async publish(account, signal) {
       try {
         await publish(account, signal)
-        await keeper.giveBack(systemTime.now(), { limit: MAX_RETURNS })
+        const before = systemTime.now() - RETURN_INTERVAL
+        await keeper.giveBack(before, { limit: MAX_RETURNS })
       } catch (error) {
         signal.throwIfAborted()
         session.warn(

@@ -471,13 +471,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       return { held: known, stored }
     }
     const opened = stored?.sealed
-      ? {
-          ...(await contents.openGrant(subject, {
-            ...stored,
-            sealed: stored.sealed,
-          })),
-          seq: stored.seq,
-        }
+      ? await openKept(stored, stored.sealed)
       : await findInSpace(subject, stored)
     if (!opened?.grant) return undefined
     const { grant, seq } = opened
@@ -491,6 +485,25 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     if (!stored) throw new TypeError('a grant that was put and is not there')
     await endIfPast(stored)
     return { held: { ...grant, seq }, stored }
+  }
+
+  /** @throws {@link ReauthorizeError} when the key of the agent is another */
+  const openKept = async (
+    stored: StoredGrant,
+    sealed: Uint8Array
+  ): Promise<OpenedGrant & { seq: number }> => {
+    const { seq } = stored
+    try {
+      const subject = subjectOf(stored)
+      return {
+        ...(await contents.openGrant(subject, { ...stored, sealed })),
+        seq,
+      }
+    } catch (cause) {
+      if (!(cause instanceof UnsealError)) throw cause
+      const message = 'its authorization was sealed by another key than ours'
+      throw await end(stored, { name: LOST, message }, { cause })
+    }
   }
 
   /**
@@ -933,21 +946,30 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       })
       return { again }
     }
-    const { expiration: until } = await replace(subject, {
-      newest,
-      grant: {
-        version: 1,
-        session,
-        scope,
-        scopeVersion: SCOPE_VERSION,
-        asked,
-        created: now,
-        refreshed: now,
-        until: now + oauth.lifetimeOf(session),
-      },
-      delegation,
-      giveBack,
-    })
+    let until: number
+    try {
+      const { expiration } = await replace(subject, {
+        newest,
+        grant: {
+          version: 1,
+          session,
+          scope,
+          scopeVersion: SCOPE_VERSION,
+          asked,
+          created: now,
+          refreshed: now,
+          until: now + oauth.lifetimeOf(session),
+        },
+        delegation,
+        giveBack,
+      })
+      until = expiration
+    } catch (error) {
+      // Its user is told that nothing was kept, and so it is.
+      unkept.delete(keyOf(subject))
+      await returnSession(subject, returned)
+      throw error
+    }
     await tellHostOfAll(subject).catch((error: unknown) => {
       logger.warn({ err: error, ...subject }, 'a grant is given back later')
     })

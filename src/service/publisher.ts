@@ -76,10 +76,18 @@ export function createPublisher(context: PublisherContext): Publisher {
   const publish = async (space: DID, account: DID): Promise<boolean> => {
     // Where the Space has another one by a greater number, the pending one is
     // sealed anew.
-    for (let round = 0; round < MAX_ROUNDS; round++) {
-      const pending = await grants.pending(space, account)
-      if (!pending) return true
-      if (!(await write(space, account, pending))) break
+    try {
+      for (let round = 0; round < MAX_ROUNDS; round++) {
+        const pending = await grants.pending(space, account)
+        if (!pending) return true
+        if (!(await write(space, account, pending))) break
+      }
+    } catch (error) {
+      // Of one, which must not be in the way of others.
+      logger.error(
+        { err: error, space, account },
+        'an authorization cannot get into its Space'
+      )
     }
     await grants.attempted(space, account)
     return false

@@ -543,6 +543,39 @@ describe('grants when something fails', () => {
       assert.deepEqual(await keeper.list(SPACE), [])
     })
 
+    it('are given back when they cannot be kept', async () => {
+      const time = new HeldTime({ sleeps: true })
+      let isAway = true
+      const store: GrantStore = {
+        ...stores.grants,
+        put: (...input) =>
+          isAway
+            ? Promise.reject(new StoreUnavailableError('it is away'))
+            : stores.grants.put(...input),
+      }
+      const { keeper, authorize } = failing({ store, time })
+      await assert.rejects(authorize(alice), { name: 'InternalError' })
+      assert.equal(revoked.length, 1)
+      isAway = false
+      assert.equal(await keeper.open(SPACE, did()), undefined)
+    })
+
+    it('cannot be given back by who has another key, and are gone', async () => {
+      const { authorize } = failing()
+      await authorize(alice)
+      const { keeper } = failing({ agent: await ed25519.generate() })
+      await assert.rejects(keeper.open(SPACE, did()), {
+        name: 'ReauthorizeError',
+        message: /another key than ours/,
+      })
+      assert.equal((await stateOf(keeper)).state, 'ended')
+      assert.deepEqual(await keeper.revoke(SPACE, did()), {
+        revoked: true,
+        confirmed: false,
+      })
+      assert.deepEqual(await keeper.list(SPACE), [])
+    })
+
     it('are no secret in the database while they wait', async () => {
       const { keeper, authorize } = failing()
       await authorize(alice)
