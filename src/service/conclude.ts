@@ -198,7 +198,7 @@ function askAgain(url: URL): Answer {
       title: 'Your host asks you once more',
       text: [
         [
-          'It knows no permission for the parts of your account that were asked for, only one for more than is needed. What you have consented to is given back.',
+          'It knows no permission for the parts of your account that were asked for, only one for more than is needed. What you have consented to is given back. Go on if you want to grant that.',
         ],
       ],
       next: { url, label: `Go on at ${url.host}` },
