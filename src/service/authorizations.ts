@@ -1,4 +1,4 @@
-import { isDelegation, ok } from '@ucanto/core'
+import { ok } from '@ucanto/core'
 import { ok as answer, provide, provideAdvanced } from '@ucanto/server'
 import {
   DidNotFoundError,
@@ -11,7 +11,7 @@ import {
 import { Authorization } from '../capabilities/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
-import { attachedDelegation, findAuthority } from './delegation.ts'
+import { findAuthority } from './delegation.ts'
 import { GrantRequestError, SpaceUnreadableError } from './grant-errors.ts'
 import { failure } from './invocation.ts'
 
@@ -42,17 +42,11 @@ export function createAuthorizationService(
         if (!grants) return failure('HostRefused', NO_HTTPS)
         const returnTo = readReturn(capability.nb.returnTo)
         if (returnTo?.error) return returnTo
-        const attached =
-          delegation && attachedDelegation(invocation, delegation)
-        if (attached?.error) return attached
-        const authority = await findAuthority(
-          agent,
+        const authority = await findAuthority(agent, invocation, {
           space,
-          attached
-            ? [attached.ok]
-            : invocation.proofs.filter((proof) => isDelegation(proof)),
-          validation
-        )
+          delegation,
+          validation,
+        })
         if (authority.error) return authority
 
         try {
@@ -117,17 +111,11 @@ export function createAuthorizationService(
       async ({ capability, invocation, context: validation }) => {
         const space = capability.with
         const { delegation, ...request } = capability.nb
-        const attached =
-          delegation && attachedDelegation(invocation, delegation)
-        if (attached?.error) return attached
-        const authority = await findAuthority(
-          agent,
+        const authority = await findAuthority(agent, invocation, {
           space,
-          attached
-            ? [attached.ok]
-            : invocation.proofs.filter((proof) => isDelegation(proof)),
-          validation
-        )
+          delegation,
+          validation,
+        })
         if (authority.error) return authority
         return sharer.share({ ...request, space, proofs: authority.ok })
       }

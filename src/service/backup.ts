@@ -1,4 +1,4 @@
-import { isDelegation, ok } from '@ucanto/core'
+import { ok } from '@ucanto/core'
 import type { Link } from '@ucanto/interface'
 import { ok as answer, provide, provideAdvanced } from '@ucanto/server'
 import { CID } from 'multiformats/cid'
@@ -6,7 +6,7 @@ import { Backup } from '../capabilities/index.ts'
 import type { WatchedRun } from '../stores/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
-import { attachedDelegation, findAuthority } from './delegation.ts'
+import { findAuthority } from './delegation.ts'
 import { failure } from './invocation.ts'
 
 /** Runs that `backup/status` lists for a Space, if it is not told how many. */
@@ -25,17 +25,11 @@ export function createBackupService(context: ServiceContext) {
       handler: async ({ capability, invocation, context: validation }) => {
         const space = capability.with
         const { account, include, delegation } = capability.nb
-        const attached =
-          delegation && attachedDelegation(invocation, delegation)
-        if (attached?.error) return attached
-        const authority = await findAuthority(
-          agent,
+        const authority = await findAuthority(agent, invocation, {
           space,
-          attached
-            ? [attached.ok]
-            : invocation.proofs.filter((proof) => isDelegation(proof)),
-          validation
-        )
+          delegation,
+          validation,
+        })
         if (authority.error) return authority
 
         const task = await Backup.perform.delegate({

@@ -1,4 +1,4 @@
-import { Delegation, invoke, ok } from '@ucanto/core'
+import { Delegation, invoke, isDelegation, ok } from '@ucanto/core'
 import type {
   Ability,
   Authorization,
@@ -58,16 +58,30 @@ export function attachedDelegation(invocation: Invocation, link: Link) {
 }
 
 /**
- * Finds what allows the service's agent to do in the Space what a run needs.
+ * Finds what allows the service's agent to do in the Space what a run needs:
+ * the delegation that an invocation names, or else its proofs.
  *
+ * @param delegation - whose blocks are attached to the invocation
  * @param validation - how the invocation itself was validated
  */
 export async function findAuthority(
   agent: Signer,
-  space: `did:key:${string}`,
-  delegations: DelegationView[],
-  validation: InvocationContext
+  invocation: Invocation,
+  {
+    space,
+    delegation,
+    validation,
+  }: {
+    space: `did:key:${string}`
+    delegation: Link | undefined
+    validation: InvocationContext
+  }
 ) {
+  const attached = delegation && attachedDelegation(invocation, delegation)
+  if (attached?.error) return attached
+  const delegations = attached
+    ? [attached.ok]
+    : invocation.proofs.filter((proof) => isDelegation(proof))
   const proofs = delegations.filter(
     ({ audience }) => audience.did() === agent.did()
   )

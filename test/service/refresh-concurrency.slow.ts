@@ -1,20 +1,12 @@
 import assert from 'node:assert/strict'
-import { ed25519 } from '@ucanto/principal'
-import { withNativeSigning } from '../../src/node/index.ts'
-import type { DID } from '../../src/space/index.ts'
-import { openStores } from '../../src/stores/index.ts'
-import { consent } from '../network/consent.ts'
-import { startPds, startPlc } from '../network/pds.ts'
-import { createRefreshAgent } from './refresh-agent.ts'
-import { requestFor } from './grants-harness.ts'
 import { loadRefreshProcess } from './refresh-process.ts'
+import { createRefreshSetting } from './refresh-setting.ts'
 import {
   createEmbeddedStore,
   createPostgresStore,
   databaseServer,
   type TestStore,
 } from './slow-stores.ts'
-import { createSpacePlace, openSpaceAt } from './test-space.ts'
 
 const REFRESHES = Number(process.env.CONCURRENT_REFRESHES ?? 1_000)
 /** Of so many refreshes, one is wanted by several in each process. */
@@ -39,50 +31,13 @@ async function refreshAgainAndAgain(
   createStore: () => Promise<TestStore>
 ): Promise<void> {
   await using resources = new AsyncDisposableStack()
-  const taken: string[] = []
-  const refused: string[] = []
-  const plc = resources.use(await startPlc())
-  const pds = resources.use(
-    await startPds({
-      plcUrl: plc.url,
-      onRefresh: ({ token, isTaken }) => {
-        const tokens = isTaken ? taken : refused
-        tokens.push(token)
-      },
-    })
-  )
-  const alice = await pds.createAccount({ handle: 'alice.test' })
-  const account = alice.did as DID
-  const store = resources.use(await createStore())
-  const stores = resources.use(await openStores(store.options))
-  const agent = withNativeSigning(await ed25519.generate())
-  const hosts = { plcUrl: plc.url, pdsUrl: pds.url }
-
-  const { place } = resources.use(await createSpacePlace(agent))
-  const space = openSpaceAt(agent, place)
-  const { keeper } = createRefreshAgent({
-    ...hosts,
-    agent,
-    space,
-    store: stores.grants,
-    ahead: () => 0,
-  })
-  const { url } = await keeper.request(requestFor(alice, { space: space.did }))
-  const { handle: username, password } = alice
-  const back = await consent(url, { username, password })
-  await keeper.conclude(back.searchParams)
-
+  const { account, space, stores, taken, refused, setting, authorize } =
+    resources.use(await createRefreshSetting(createStore))
+  await authorize()
   const processes = await Promise.all(
     ['one', 'two'].map(async () => {
       const child = resources.use(await loadRefreshProcess(async () => {}))
-      await child.start({
-        ...hosts,
-        space: place,
-        account,
-        key: ed25519.format(agent),
-        stores: store.serviceOptions,
-        steps: false,
-      })
+      await child.start({ ...setting, steps: false })
       return child
     })
   )

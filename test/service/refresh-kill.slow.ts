@@ -2,23 +2,16 @@ import assert from 'node:assert/strict'
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { ed25519 } from '@ucanto/principal'
-import { withNativeSigning } from '../../src/node/index.ts'
 import { GRANT_POLICY } from '../../src/service/grants.ts'
-import type { DID } from '../../src/space/index.ts'
-import { openStores } from '../../src/stores/index.ts'
-import { consent } from '../network/consent.ts'
-import { startPds, startPlc } from '../network/pds.ts'
-import { createRefreshAgent, type RefreshStep } from './refresh-agent.ts'
-import { requestFor } from './grants-harness.ts'
+import type { RefreshStep } from './refresh-agent.ts'
 import { loadRefreshProcess, type RefreshProcess } from './refresh-process.ts'
+import { createRefreshSetting } from './refresh-setting.ts'
 import {
   createEmbeddedStore,
   createPostgresStore,
   databaseServer,
   type TestStore,
 } from './slow-stores.ts'
-import { createSpacePlace, openSpaceAt } from './test-space.ts'
 
 const ROUNDS = Number(process.env.REFRESH_KILL_ROUNDS ?? 60)
 const PREFERENCES = '/xrpc/app.bsky.actor.getPreferences'
@@ -60,44 +53,14 @@ async function killAgainAndAgain(
   rounds: number
 ): Promise<void> {
   await using resources = new AsyncDisposableStack()
-  const taken: string[] = []
-  const refused: string[] = []
-  const plc = resources.use(await startPlc())
-  const pds = resources.use(
-    await startPds({
-      plcUrl: plc.url,
-      onRefresh: ({ token, isTaken }) => {
-        const tokens = isTaken ? taken : refused
-        tokens.push(token)
-      },
-    })
-  )
-  const alice = await pds.createAccount({ handle: 'alice.test' })
-  const account = alice.did as DID
-  const store = resources.use(await createStore())
-  const stores = resources.use(await openStores(store.options))
-  const agent = withNativeSigning(await ed25519.generate())
-  const hosts = { plcUrl: plc.url, pdsUrl: pds.url }
-
-  const { place } = resources.use(await createSpacePlace(agent))
-  const space = openSpaceAt(agent, place)
   let ahead = 0
-  const { keeper, publish } = createRefreshAgent({
-    ...hosts,
-    agent,
-    space,
-    store: stores.grants,
-    ahead: () => ahead,
-  })
+  const made = resources.use(
+    await createRefreshSetting(createStore, { ahead: () => ahead })
+  )
+  const { account, space, store, stores, taken, refused, setting } = made
+  const { keeper, publish } = made
   const authorize = async () => {
-    const { url } = await keeper.request(
-      requestFor(alice, { space: space.did, include: ['preferences'] })
-    )
-    const back = await consent(url, {
-      username: alice.handle,
-      password: alice.password,
-    })
-    await keeper.conclude(back.searchParams)
+    await made.authorize()
     await publish(account)
   }
   const read = async () => {
@@ -130,14 +93,7 @@ async function killAgainAndAgain(
     {
       await using child = await next
       next = load()
-      await child.start({
-        ...hosts,
-        space: place,
-        account,
-        key: ed25519.format(agent),
-        stores: store.serviceOptions,
-        steps: true,
-      })
+      await child.start({ ...setting, steps: true })
       ahead += HOUR
       const sent = new Promise<void>((resolve) => (hasSent = resolve))
       const following = child.follow({
