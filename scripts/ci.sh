@@ -44,12 +44,12 @@ export CONCURRENT_AGENTS=200 CONCURRENT_REFRESHES=300 KILL_ROUNDS=30 \
 
 slow_lane() {
   suite postgres npm run test:postgres
-  suite browser npm run test:browser
   suite slow npm run test:slow
 }
 
 slow_lane >"$results/slow-lane.log" 2>&1 &
 suite test npm test
+suite browser npm run test:browser
 check lint
 check types
 check build
