@@ -1,6 +1,6 @@
 import { formatExpiration, printable } from './format.ts'
 
-/** Milliseconds before its end from which on a grant is to be renewed. */
+/** Milliseconds before its end from which on something is to be renewed. */
 const RENEWAL_WINDOW = 7 * 24 * 60 * 60 * 1000
 
 /** A grant, as far as it says whether there has to be another. */
@@ -10,6 +10,11 @@ export interface Renewable {
   reason?: { name: string; message: string }
   /** Unix seconds until which there has to be another. */
   expiration: number
+}
+
+/** @param end - Unix seconds, or `Infinity` */
+export function isSoon(end: number): boolean {
+  return end * 1000 - Date.now() <= RENEWAL_WINDOW
 }
 
 /**
@@ -22,8 +27,7 @@ export function renewalOf(
   { account, state, expiration }: Renewable,
   { here = false }: { here?: boolean } = {}
 ): string | undefined {
-  const isEnding =
-    state === 'ended' || expiration * 1000 - Date.now() < RENEWAL_WINDOW
+  const isEnding = state === 'ended' || isSoon(expiration)
   return isEnding
     ? `bluesky-backups authorize ${printable(account)}${here ? ' --here' : ''}`
     : undefined

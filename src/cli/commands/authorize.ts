@@ -18,6 +18,7 @@ import { openBrowser } from '../open-browser.ts'
 import { authorizeHere } from '../grants.ts'
 import { readExpiration } from '../options.ts'
 import { INCLUDE_HELP, readParts } from '../parts.ts'
+import { isSoon } from '../reauthorize.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { normalizeAccount, resolveAccount } from '../target.ts'
@@ -121,11 +122,11 @@ async function authorizeService(
       { connection: service.connection, nonce: crypto.randomUUID() }
     )
   )
-  show(new URL(request.url))
   printLine(
     io.stderr,
-    `you are asked there whether the Space is yours: it is ${space}`
+    `you will be asked whether the Space is yours: it is ${space}`
   )
+  show(new URL(request.url))
   return waitFor(session, request.task, {
     account,
     deadline: request.expiration * 1000,
@@ -184,9 +185,10 @@ async function createDelegation(
     proofs: proofsFor(client, space, BACKUP_ABILITIES),
     expiration,
   })
-  if (expirationOf(delegation) < expiration) {
+  const end = expirationOf(delegation)
+  if (end < expiration && isSoon(end)) {
     session.warn(
-      `what allows this agent itself to act in the Space ends on ${formatExpiration(expirationOf(delegation))}; log in again with \`bluesky-backups login EMAIL\` before that, and authorize again`
+      `what allows this agent itself to act in the Space ends on ${formatExpiration(end)}; log in again with \`bluesky-backups login EMAIL\` before that, and authorize again`
     )
   }
   await createIssuedDelegations(issuedFolder(session)).keep(delegation)

@@ -20,13 +20,10 @@ import { readDelegation } from '../given-delegation.ts'
 import { createIssuedDelegations, issuedFolder } from '../issued.ts'
 import { readExpiration, type Flags } from '../options.ts'
 import { INCLUDE_HELP, readParts } from '../parts.ts'
-import { reauthorizeNote } from '../reauthorize.ts'
+import { isSoon, reauthorizeNote } from '../reauthorize.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { resolveAccount } from '../target.ts'
-
-/** Milliseconds before its end from which on a delegation is to be renewed. */
-const RENEWAL_WINDOW = 7 * 24 * 60 * 60 * 1000
 
 const DEFAULT_LIFETIME = '365d'
 
@@ -419,11 +416,6 @@ function renewalOf(
         ? `ends in ${formatDuration(roundedDown(left))}`
         : 'does not do any more'
   return { when, command: words.map(quoted).join(' ') }
-}
-
-/** @param end - Unix seconds, or `Infinity` */
-function isSoon(end: number): boolean {
-  return end * 1000 - Date.now() <= RENEWAL_WINDOW
 }
 
 /** @returns whole seconds, hours or days, whatever says enough */
