@@ -72,6 +72,7 @@ export async function openGrants(
       handleResolverUrl: config.handleResolverUrl,
       allowHttp: config.allowPrivateNetwork,
     }),
+    courier: session.courier,
     readAuthorization: async (_space, account) => {
       const { blocks, state, isWhole } = await viewSpace(session)
       const [own] = await listAuthorizations(blocks, state, account, {

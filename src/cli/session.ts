@@ -19,6 +19,7 @@ import {
   type ServiceInfo,
 } from '../client/index.ts'
 import { createNativeSha256 } from '../node/index.ts'
+import { createCourier, type Courier } from '../service/courier.ts'
 import { openStores, type Stores } from '../stores/index.ts'
 import { createSpaceReader, type Fetch } from '../storacha/index.ts'
 import { createAgentStore } from './agent-store.ts'
@@ -56,6 +57,8 @@ export interface Session extends AsyncDisposable {
   reader: SpaceReader
   /** The agent's own store. */
   stores(): Promise<Stores>
+  /** Carries what must not be lost when the command is killed. */
+  courier: Courier
   /** @throws {@link NoSpaceError} */
   space(): SpaceDID
   /** @throws {@link UsageError} {@link ServiceUnreachableError} */
@@ -114,10 +117,11 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
   }
   const warn = (message: string) => printLine(io.stderr, `warning: ${message}`)
 
+  const storesOptions = { path: join(config.home, 'agent.sqlite') }
   let stores: Promise<Stores> | undefined
   const openOwnStores = async () => {
     await mkdir(config.home, { recursive: true, mode: 0o700 })
-    return openStores({ path: join(config.home, 'agent.sqlite') })
+    return openStores(storesOptions)
   }
   let service: Promise<FoundService> | undefined
   const findSetService = async () => {
@@ -168,6 +172,12 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
       createSha256: createNativeSha256,
     }),
     stores: () => (stores ??= openOwnStores()),
+    courier: createCourier({
+      stores: storesOptions,
+      fetch: { allowPrivateNetwork: config.allowPrivateNetwork },
+      // Nobody looks at a terminal for what comes after the command.
+      logLevel: 'silent',
+    }),
     space() {
       const space = client.currentSpace()
       if (!space) {
@@ -196,6 +206,7 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
         )
       ),
     async [Symbol.asyncDispose]() {
+      session.courier[Symbol.dispose]()
       const opened = await stores?.catch(() => undefined)
       await opened?.[Symbol.asyncDispose]()
     },

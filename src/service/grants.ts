@@ -29,6 +29,12 @@ import type {
   GrantUpdate,
   StoredGrant,
 } from '../stores/index.ts'
+import { openAnswer } from './answer.ts'
+import {
+  CourierUnavailableError,
+  type CarriedAnswer,
+  type Courier,
+} from './courier.ts'
 import {
   createGrantContents,
   type GrantSubject,
@@ -148,13 +154,15 @@ export interface GrantSession {
  * anything else is done with it. Where it cannot be, it is tried again and
  * again, and nobody else refreshes meanwhile.
  *
- * What is left is the time from the commit of the host, which trades a token
- * once and answers once, to ours: a process that is killed in it takes the new
- * session along, and the old one is worth nothing. The next refresh finds that
- * out, the grant ends, and the user has to authorize again. A process that is
- * killed at any other moment loses nothing. Two more such cases are a host
- * whose answer does not arrive, and a refresher that is held up, alive, for
- * longer than its lease.
+ * From the commit of the host, which trades a token once and answers once, to
+ * ours, the new session is in memory only. So a {@link Courier} carries the
+ * request: the keeper may be killed at any moment, and the next refresher goes
+ * on with the answer that the courier has kept.
+ *
+ * What is left is a machine that fails as a whole in that time, a host whose
+ * answer does not arrive, and a refresher that is held up, alive, for longer
+ * than its lease. The next refresh finds that out, the grant ends, and the user
+ * has to authorize again.
  */
 export interface GrantKeeper {
   /**
@@ -256,6 +264,8 @@ export interface GrantKeeperContext {
   agent: Signer
   grants: GrantStore
   oauth: OAuth
+  /** Carries refreshes; without one they are sent from this process. */
+  courier?: Courier | undefined
   /**
    * Reads the agent's own authorization in the Space. Throws where that cannot
    * be told, as nothing means that there is none.
@@ -283,6 +293,8 @@ interface Held extends SealedGrant {
 interface Keeping {
   update: GrantUpdate
   giveBack?: GrantReturn | undefined
+  /** Called when it is kept, or need not be any more. */
+  onKept?: () => void
 }
 
 /** Why a grant has ended that is not where it was; it may come back. */
@@ -367,13 +379,14 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
 
   /** Makes it durable; what the database cannot take now is not given up. */
   const keep = async (keeping: Keeping): Promise<boolean> => {
-    const { update, giveBack } = keeping
+    const { update, giveBack, onKept } = keeping
     const key = keyOf(update)
     const deadline = time.now() + policy.keep
     for (let failures = 0; ; failures++) {
       try {
         const isNewest = await grants.put(update, time.now(), { giveBack })
         unkept.delete(key)
+        onKept?.()
         if (isNewest || failures === 0) return isNewest
         // What seemed to fail may have taken effect.
         return isSame(await grants.get(update.space, update.account), update)
@@ -644,15 +657,17 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
    * Lets whoever was to make the last refresh go first: it may have an answer
    * that it could not keep until now.
    *
-   * @returns whether there is a newer grant now
+   * @returns whether there is a newer grant now, or such an answer
    */
   const isKeptNow = async (stored: StoredGrant): Promise<boolean> => {
-    const { space, account, seq, refreshing } = stored
+    const { space, account, seq, refreshing, answer } = stored
     const { lease, keep, precedence } = policy
-    if (refreshing === undefined) return false
+    // Who has left an answer behind does not come back for it.
+    if (refreshing === undefined || answer) return false
     if (time.now() >= refreshing + lease + keep) return false
     await time.sleep(precedence)
-    return (await grants.get(space, account))?.seq !== seq
+    const latest = await grants.get(space, account)
+    return latest?.seq !== seq || latest.answer !== undefined
   }
 
   /**
@@ -678,11 +693,18 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   ): Promise<void> => {
     const { space, account } = subject
     const log = logger.child({ space, account, seq: held.seq })
-    if (stored.refreshing !== undefined) {
+    const given = await answerOf(stored)
+    if (given) {
+      log.warn('a refresh whose refresher has gone is gone on with')
+    } else if (stored.refreshing !== undefined) {
       log.warn(
         { begun: stored.refreshing },
         'nobody has seen the end of a refresh; it is tried again'
       )
+    }
+    const carried: CarriedAnswer[] = []
+    const release = () => {
+      for (const answer of carried) answer.release()
     }
     try {
       await oauth.refresh(held.session, {
@@ -696,6 +718,13 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
             )
           }
         },
+        send: async (request, direct) => {
+          if (given) return given
+          const answer = await carry(request, held.seq, stored)
+          if (!answer) return direct(request)
+          carried.push(answer)
+          return answer.response
+        },
         save: async ({ session, scope }) => {
           const grant: SealedGrant = {
             ...held,
@@ -708,7 +737,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
           // Until it is kept, nothing is done that can be done before.
           const { delegation, recipient } = stored
           const details = { seq, grant, delegation, recipient }
-          if (await keep({ update: await updateOf(subject, details) })) return
+          const update = await updateOf(subject, details)
+          if (await keep({ update, onKept: release })) return
           // It was given back, or granted anew, meanwhile.
           await returnSession(subject, { ...grant, seq })
         },
@@ -722,6 +752,49 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       if (!(error instanceof GrantEndedError)) throw error
       const { name, message } = error
       throw await end(stored, { name, message }, { cause: error })
+    } finally {
+      // What could not be kept yet stays with whoever outlives us.
+      if (!unkept.has(keyOf(subject))) release()
+    }
+  }
+
+  /** What the host has answered to a refresh whose refresher was killed. */
+  const answerOf = async (
+    stored: StoredGrant
+  ): Promise<Response | undefined> => {
+    if (!stored.answer) return undefined
+    const subject = subjectOf(stored)
+    try {
+      const identity = await deriveIdentity(agent, subject)
+      return await openAnswer(identity, stored.answer)
+    } catch (error) {
+      logger.error(
+        { err: error, ...subject },
+        'what the host has answered to a refresh cannot be read'
+      )
+      return undefined
+    }
+  }
+
+  /** @returns nothing if nobody can carry it, and it was not sent */
+  const carry = async (
+    request: Request,
+    seq: number,
+    { space, account, recipient }: StoredGrant
+  ): Promise<CarriedAnswer | undefined> => {
+    const { courier } = context
+    if (!courier || recipient === undefined) return undefined
+    try {
+      const grant = { space, account, seq, recipient }
+      // A request that was read cannot be sent once more.
+      return await courier.send(request.clone(), grant)
+    } catch (error) {
+      if (!(error instanceof CourierUnavailableError)) throw error
+      logger.warn(
+        { err: error, space, account },
+        'a refresh is sent by this process: if that is killed before there is an answer, its grant is lost'
+      )
+      return undefined
     }
   }
 

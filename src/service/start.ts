@@ -54,10 +54,11 @@ import {
   createRevocationReader,
   type RetryPolicy,
 } from '../storacha/index.ts'
-import { openStores, type Stores } from '../stores/index.ts'
+import { openStores, type Stores, type StoresOptions } from '../stores/index.ts'
 import { decodeDelegations } from './authority.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
+import { createCourier } from './courier.ts'
 import { createConclusion } from './conclude.ts'
 import { DataFolderError } from './errors.ts'
 import { createGrantKeeper, type GrantKeeperContext } from './grants.ts'
@@ -167,13 +168,11 @@ export async function startService(
             flags: '--metrics-',
           })
         )
-  const stores = resources.use(
-    await openStores(
-      config.databaseUrl === undefined
-        ? { path: join(config.dataFolder, 'service.sqlite') }
-        : { databaseUrl: config.databaseUrl }
-    )
-  )
+  const storesOptions: StoresOptions =
+    config.databaseUrl === undefined
+      ? { path: join(config.dataFolder, 'service.sqlite') }
+      : { databaseUrl: config.databaseUrl }
+  const stores = resources.use(await openStores(storesOptions))
   health.opened(stores)
   // The DID may depend on the port, which is known when the service listens.
   let handle: Handle = () =>
@@ -217,6 +216,16 @@ export async function startService(
       agent,
       grants: stores.grants,
       oauth,
+      courier: resources.use(
+        createCourier({
+          stores: storesOptions,
+          fetch: {
+            ...fetchLimits,
+            allowPrivateNetwork: config.allowPrivateNetwork,
+          },
+          logLevel: logger.level,
+        })
+      ),
       readAuthorization: createAuthorizationReader({ stores, agent, reader }),
       time,
       logger,

@@ -96,6 +96,7 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
         parts: JSON.stringify(update.parts),
         reason: null,
         refreshing: null,
+        answer: null,
         updated: now,
         attempted: 0,
       }
@@ -131,6 +132,7 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
           state: 'ended',
           reason: toJSON(reason),
           refreshing: null,
+          answer: null,
           updated: now,
         })
         .execute()
@@ -163,6 +165,15 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
         .where('owner', '=', owner)
         .where('lease_expiration', '>', now)
         .set({ refreshing: now, lease_expiration: now + lease })
+        .executeTakeFirst()
+      return numUpdatedRows === 1n
+    },
+
+    async answered(space, account, { seq, sealed }) {
+      const { numUpdatedRows } = await grantOf(space, account)
+        .where('seq', '=', seq)
+        .where('state', '=', 'active')
+        .set({ answer: sealed })
         .executeTakeFirst()
       return numUpdatedRows === 1n
     },
@@ -282,5 +293,6 @@ function toGrant({
     reason: fromJSON(row.reason) as RunError | undefined,
     delegation: toBytes(row.delegation),
     refreshing: row.refreshing ?? undefined,
+    answer: row.answer ? toBytes(row.answer) : undefined,
   }
 }

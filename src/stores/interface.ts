@@ -584,6 +584,11 @@ export interface StoredGrant extends Omit<GrantUpdate, 'sealed'> {
    * killed, or has an answer that it cannot keep yet.
    */
   refreshing?: number | undefined
+  /**
+   * What the host has answered to a refresh whose refresher was killed, sealed
+   * for the agent.
+   */
+  answer?: Uint8Array | undefined
 }
 
 /**
@@ -682,6 +687,20 @@ export interface GrantStore {
     space: string,
     account: string,
     options: { owner: string; now: number; lease: number }
+  ): Promise<boolean>
+
+  /**
+   * Keeps what the host has answered to a refresh whose refresher was killed,
+   * until the grant is at its next state.
+   *
+   * @param answer.seq - of the grant that is refreshed
+   * @param answer.sealed - for the agent that has the grant
+   * @returns false when the grant is at another state by now
+   */
+  answered(
+    space: string,
+    account: string,
+    answer: { seq: number; sealed: Uint8Array }
   ): Promise<boolean>
 
   /** Gives the lease back; how a refresh has ended is known. */

@@ -368,6 +368,12 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0011-answers-to-refreshes': {
+    async up(db: Kysely<unknown>) {
+      await db.schema.alterTable('grants').addColumn('answer', bytes).execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

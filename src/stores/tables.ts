@@ -156,6 +156,8 @@ export interface GrantRow {
   attempted: number
   /** When a refresh was begun that nobody has seen the end of. */
   refreshing: number | null
+  /** What the host has answered to it, sealed. */
+  answer: Uint8Array | null
   owner: string | null
   lease_expiration: number | null
 }

@@ -8,6 +8,11 @@ import { pino } from 'pino'
 import { confidentialMetadata } from '../../src/atproto/oauth/index.ts'
 import { ForbiddenAddressError, HostError } from '../../src/backup/index.ts'
 import { loadClientKeys } from '../../src/node/index.ts'
+import { sealAnswer } from '../../src/service/answer.ts'
+import {
+  CourierUnavailableError,
+  type Courier,
+} from '../../src/service/courier.ts'
 import { GrantRequestError } from '../../src/service/grant-errors.ts'
 import { GRANT_POLICY, type GrantKeeper } from '../../src/service/grants.ts'
 import type { DID } from '../../src/space/index.ts'
@@ -639,6 +644,121 @@ describe('grants when something fails', () => {
         name: 'InternalError',
       })
       assert.match(logged.join(''), /a request could not be concluded/)
+    })
+  })
+
+  describe('whose refreshes are carried', () => {
+    /** A courier, but for its process: what becomes of that has its own test. */
+    const courierOf = (send: Courier['send']): Courier => ({
+      send,
+      [Symbol.dispose]() {},
+    })
+    const ask = async (request: Request) => {
+      const response = await fetch(request)
+      return { response, release() {} }
+    }
+    const find = async () => stores.grants.get(SPACE, alice.did)
+
+    it('go on with what a courier has kept of a refresher that was killed', async () => {
+      const time = new HeldTime({ sleeps: true })
+      const killed = create({
+        time,
+        courier: courierOf(async (request, { recipient, seq }) => {
+          const { response } = await ask(request)
+          if (!response.ok) return { response, release() {} }
+          const { status, headers } = response
+          const body = await response.text()
+          const answer = { status, headers: [...headers], body }
+          const sealed = await sealAnswer(recipient, answer)
+          const grant = { seq, sealed }
+          assert.ok(await stores.grants.answered(SPACE, alice.did, grant))
+          throw new HostError('who has sent it is not there any more')
+        }),
+      })
+      await killed.authorize(alice)
+      time.pass(2 * HOUR)
+      await assert.rejects(read(killed.keeper), { name: 'HostError' })
+      assert.equal(taken, 1)
+      let sent = 0
+      const { keeper } = create({
+        time,
+        courier: courierOf((request) => {
+          sent++
+          return ask(request)
+        }),
+      })
+      await read(keeper)
+      assert.deepEqual(
+        { sent, taken, refused },
+        { sent: 0, taken: 1, refused: 0 }
+      )
+      assert.equal((await find())?.seq, 2)
+      assert.equal((await find())?.answer, undefined)
+      time.pass(2 * HOUR)
+      await read(keeper)
+      assert.deepEqual({ taken, refused }, { taken: 2, refused: 0 })
+      assert.ok(sent > 0)
+    })
+
+    it('are released when they are kept, and no sooner', async () => {
+      const time = new HeldTime()
+      const away = Promise.withResolvers<void>()
+      let isAway = true
+      let released = 0
+      const store: GrantStore = {
+        ...stores.grants,
+        async put(...input) {
+          if (taken === 0 || !isAway) return stores.grants.put(...input)
+          away.resolve()
+          throw new StoreUnavailableError('it is away')
+        },
+      }
+      const { keeper, authorize } = create({
+        time,
+        store,
+        courier: courierOf(async (request) => {
+          const { response } = await ask(request)
+          return { response, release: () => void released++ }
+        }),
+      })
+      await authorize(alice)
+      time.pass(2 * HOUR)
+      const reading = read(keeper)
+      await away.promise
+      await sleep(20)
+      assert.equal(released, 0)
+      isAway = false
+      await reading
+      assert.ok(released > 0)
+      assert.deepEqual({ taken, refused }, { taken: 1, refused: 0 })
+    })
+
+    it('are sent by their own process where there is no courier', async () => {
+      const time = new HeldTime()
+      const lines: string[] = []
+      const { keeper, authorize } = create({
+        time,
+        logger: pino({}, { write: (line: string) => void lines.push(line) }),
+        courier: courierOf(async () => {
+          throw new CourierUnavailableError('there is no room for it')
+        }),
+      })
+      await authorize(alice)
+      time.pass(2 * HOUR)
+      await read(keeper)
+      assert.equal(taken, 1)
+      assert.match(lines.join(''), /a refresh is sent by this process/)
+    })
+
+    it('are made with the token there is when an answer cannot be read', async () => {
+      const time = new HeldTime({ sleeps: true })
+      const { keeper, authorize } = create({ time })
+      await authorize(alice)
+      const sealed = new TextEncoder().encode('of nobody')
+      await stores.grants.answered(SPACE, alice.did, { seq: 1, sealed })
+      time.pass(2 * HOUR)
+      await read(keeper)
+      assert.deepEqual({ taken, refused }, { taken: 1, refused: 0 })
     })
   })
 

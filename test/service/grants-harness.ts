@@ -18,6 +18,7 @@ import {
 } from '../../src/atproto/oauth/index.ts'
 import type { Time } from '../../src/backup/index.ts'
 import { loadClientKeys, systemTime } from '../../src/node/index.ts'
+import type { Courier } from '../../src/service/courier.ts'
 import {
   createGrantKeeper,
   type GrantKeeper,
@@ -64,6 +65,7 @@ export interface TestGrantsOptions {
   oauth?: Partial<Pick<OAuthOptions, 'metadata' | 'keys'>>
   policy?: GrantPolicy
   logger?: Logger
+  courier?: Courier
   /** Of requests. */
   limits?: Pick<SafeFetchOptions, 'small' | 'stream'>
   /** Told of each request of the client, before it is sent. */
@@ -100,6 +102,7 @@ export function createTestGrants({
   oauth: client = {},
   policy,
   logger = pino({ level: 'silent' }),
+  courier,
   limits,
   onRequest,
   answer,
@@ -136,6 +139,7 @@ export function createTestGrants({
     agent,
     grants: store,
     oauth,
+    courier,
     readAuthorization: (_space, account) => space.read(account),
     time,
     logger,

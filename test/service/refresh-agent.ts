@@ -5,6 +5,7 @@ import { createOAuth, loopbackMetadata } from '../../src/atproto/oauth/index.ts'
 import { CONFIDENTIAL_LIFETIMES } from '../../src/atproto/oauth/lifetimes.ts'
 import type { Time } from '../../src/backup/index.ts'
 import { systemTime } from '../../src/node/index.ts'
+import type { Courier } from '../../src/service/courier.ts'
 import {
   createGrantKeeper,
   GRANT_POLICY,
@@ -32,6 +33,8 @@ export interface RefreshAgentOptions {
   pdsUrl: string
   space: TestSpace
   onStep?: (step: RefreshStep) => Promise<void>
+  /** Carries refreshes; without one they are sent from this process. */
+  courier?: Courier
   /** How far the agent's time is ahead, in milliseconds. */
   ahead: () => number
 }
@@ -50,17 +53,21 @@ export function createRefreshAgent({
   pdsUrl,
   space,
   onStep = async () => {},
+  courier,
   ahead,
 }: RefreshAgentOptions): RefreshAgent {
   const safe = createSafeFetch({ allowPrivateNetwork: true })
+  // A host that knows the agent no more first asks for a nonce.
+  const onAnswer = async ({ ok }: Response) => {
+    if (ok) await onStep('answer')
+  }
   const stream: Fetch = async (input, init) => {
     const body = input instanceof Request ? await input.clone().text() : ''
     const isRefresh =
       new URLSearchParams(body).get('grant_type') === 'refresh_token'
     if (isRefresh) await onStep('request')
     const response = await safe.stream(input, init)
-    // A host that knows the agent no more first asks for a nonce.
-    if (isRefresh && response.ok) await onStep('answer')
+    if (isRefresh) await onAnswer(response)
     return response
   }
   const oauth = createOAuth({
@@ -86,6 +93,15 @@ export function createRefreshAgent({
     },
     // How long a grant lasts is for another test.
     oauth: { ...oauth, lifetimes: CONFIDENTIAL_LIFETIMES },
+    courier: courier && {
+      ...courier,
+      async send(request, grant) {
+        await onStep('request')
+        const answer = await courier.send(request, grant)
+        await onAnswer(answer.response)
+        return answer
+      },
+    },
     readAuthorization: (_space, account) => space.read(account),
     time,
     logger: pino({ level: 'silent' }),

@@ -5,6 +5,7 @@
 import { once } from 'node:events'
 import { ed25519 } from '@ucanto/principal'
 import { withNativeSigning } from '../../src/node/index.ts'
+import { createCourier } from '../../src/service/courier.ts'
 import { openStores } from '../../src/stores/index.ts'
 import { createRefreshAgent, type RefreshStep } from './refresh-agent.ts'
 import type { Answer, Order, Question, Setting } from './refresh-process.ts'
@@ -22,7 +23,7 @@ function ask(step: RefreshStep): Promise<void> {
 process.on('disconnect', () => process.exit())
 process.send?.('loaded')
 const [setting] = (await once(process, 'message')) as [Setting]
-const { account, key, stores: options, ...hosts } = setting
+const { account, key, stores: options, courier, ...hosts } = setting
 const stores = await openStores(options)
 const agent = withNativeSigning(ed25519.parse(key))
 const space = openSpaceAt(agent, setting.space)
@@ -33,6 +34,15 @@ const { keeper, publish } = createRefreshAgent({
   space,
   store: stores.grants,
   ahead: () => ahead,
+  ...(courier
+    ? {
+        courier: createCourier({
+          stores: options,
+          fetch: { allowPrivateNetwork: true },
+          logLevel: 'warn',
+        }),
+      }
+    : {}),
   onStep: async (step) => {
     if (setting.steps) await ask(step)
   },

@@ -37,7 +37,7 @@ async function refreshAgainAndAgain(
   const processes = await Promise.all(
     ['one', 'two'].map(async () => {
       const child = resources.use(await loadRefreshProcess(async () => {}))
-      await child.start({ ...setting, steps: false })
+      await child.start({ ...setting, steps: false, courier: true })
       return child
     })
   )

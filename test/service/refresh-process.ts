@@ -17,6 +17,8 @@ export interface Setting {
   pdsUrl: string
   /** Whether it asks at each step whether it may go on. */
   steps: boolean
+  /** Whether a process that outlives it carries what it asks of the host. */
+  courier: boolean
 }
 
 /** What it is to do next. */
@@ -45,7 +47,7 @@ export interface RefreshProcess extends AsyncDisposable {
   start(setting: Setting): Promise<void>
   /** @returns whether it got to the end, and was not killed before */
   follow(order: Order): Promise<boolean>
-  /** Ends it between any two of its instructions. */
+  /** Ends it between any two of its instructions, and waits for its courier. */
   kill(): Promise<void>
 }
 
@@ -58,11 +60,17 @@ export async function loadRefreshProcess(
   onStep: (step: RefreshStep, kill: () => Promise<void>) => Promise<void>
 ): Promise<RefreshProcess> {
   const script = fileURLToPath(new URL('refresh-child.ts', import.meta.url))
-  const child = fork(script, { serialization: 'advanced' })
+  const child = fork(script, {
+    serialization: 'advanced',
+    // A courier has the same output, which is at its end when both are.
+    stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
+  })
+  child.stdout?.resume()
   const exit = once(child, 'exit')
+  const close = once(child, 'close')
   const kill = async () => {
     child.kill('SIGKILL')
-    await exit
+    await close
   }
   let wake: (message: unknown) => void = () => {}
   const next = () =>

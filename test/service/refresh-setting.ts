@@ -24,7 +24,7 @@ export interface RefreshSetting extends RefreshAgent, AsyncDisposable {
   /** Lets the agent into the account, as its user does. */
   authorize: () => Promise<void>
   /** What an agent in another process is told. */
-  setting: Omit<Setting, 'steps'>
+  setting: Omit<Setting, 'steps' | 'courier'>
 }
 
 /**

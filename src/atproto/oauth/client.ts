@@ -10,6 +10,7 @@ import {
 } from '@atproto/oauth-client-node'
 import { LRUCache } from 'lru-cache'
 import { HostError } from '../../backup/errors.ts'
+import { limited } from '../limited.ts'
 import { printable } from '../printable.ts'
 import type { Fetch, SafeFetch } from '../safe-fetch.ts'
 import { GrantEndedError, hostErrorIn, HostRefusedError } from './errors.ts'
@@ -76,6 +77,8 @@ export interface OAuth {
    * Nothing is done between the answer of the host and `save`.
    *
    * @param options.before - called just before the request is sent
+   * @param options.send - sends the request in the place of the client, or has
+   *   the answer already
    * @param options.save - makes the new session durable; a failure of it is
    *   thrown on, and changes nothing at the host
    * @throws {@link GrantEndedError} {@link HostError}
@@ -84,6 +87,7 @@ export interface OAuth {
     session: OAuthSession,
     options: {
       before: () => Promise<void>
+      send?: SendRefresh | undefined
       save: (next: { session: OAuthSession; scope: string }) => Promise<void>
     }
   ): Promise<void>
@@ -108,6 +112,16 @@ export interface OAuth {
   revoke(session: OAuthSession): Promise<void>
 }
 
+/**
+ * Sends a request to refresh.
+ *
+ * @param direct - sends it from this process
+ */
+export type SendRefresh = (
+  request: Request,
+  direct: (request: Request) => Promise<Response>
+) => Promise<Response>
+
 /** Milliseconds that a session is used for whose host does not tell. */
 const MAX_LIFETIME = 60 * 60_000
 
@@ -115,9 +129,6 @@ const MAX_LIFETIME = 60 * 60_000
 const CACHE_LIFETIME = 60_000
 /** Hosts whose words are kept. */
 const CACHE_SIZE = 1_000
-
-/** Bytes that a host may answer to a refresh. */
-const MAX_ANSWER = 2 ** 20
 
 /** What a request of the client may do, beside asking for metadata. */
 type Purpose = 'authorize' | 'callback' | 'refresh' | 'read' | 'revoke'
@@ -250,7 +261,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
         : Date.parse(expiration) - Date.now()
     },
 
-    async refresh(session, { before, save }) {
+    async refresh(session, { before, send, save }) {
       const present = parse(session)
       let failure: { error: unknown } | undefined
       const client = await createClient(
@@ -278,6 +289,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
               throw error
             }
           },
+          send,
         }
       )
       try {
@@ -352,6 +364,7 @@ const DEACTIVATED = /\bdeactivated\b/i
 interface Hooks {
   /** Just before a session is sent to be traded. */
   beforeRefresh?: () => Promise<void>
+  send?: SendRefresh | undefined
   /** When the host has answered to a session that is given back. */
   onRevoked?: (response: Response) => void
 }
@@ -367,7 +380,11 @@ type SetSession = (session: NodeSavedSession) => void | Promise<void>
 function guarded(
   fetch: SafeFetch,
   purpose: Purpose,
-  { beforeRefresh, onRevoked }: Hooks
+  {
+    beforeRefresh,
+    send = (request, direct) => direct(request),
+    onRevoked,
+  }: Hooks
 ): Fetch {
   return async (input, init = {}) => {
     const request = input instanceof Request ? input : undefined
@@ -402,7 +419,10 @@ function guarded(
       if (isRefresh) {
         await beforeRefresh?.()
         // What is given up has been done all the same, and the session is lost.
-        return limited(await fetch.stream(input, options), url)
+        const response = await send(new Request(input, init), (request) =>
+          fetch.stream(request, { redirect: 'error' })
+        )
+        return limited(response, url)
       }
       if (isRevocation && purpose === 'revoke') {
         const response = await fetch.small(input, options)
@@ -412,26 +432,6 @@ function guarded(
     }
     return fetch.small(input, options)
   }
-}
-
-/** An answer that is read whole, from somebody who may not mean well. */
-function limited(response: Response, { host }: URL): Response {
-  const { body, status, statusText, headers, url } = response
-  if (!body) return response
-  let size = 0
-  const counted = body.pipeThrough(
-    new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
-      transform(bytes, stream) {
-        size += bytes.length
-        if (size > MAX_ANSWER) {
-          throw new HostError(`${host} answered more than there can be to say.`)
-        }
-        stream.enqueue(bytes)
-      },
-    })
-  )
-  const guarded = new Response(counted, { status, statusText, headers })
-  return Object.defineProperty(guarded, 'url', { value: url })
 }
 
 function parse(session: OAuthSession): NodeSavedSession {

@@ -89,6 +89,7 @@ export const grantStoreContract: Contract = {
       ...updateOf(),
       reason: undefined,
       refreshing: undefined,
+      answer: undefined,
       published: 0,
       updated: now,
     })
@@ -163,6 +164,33 @@ export const grantStoreContract: Contract = {
     await begin('one')
     await grants.put(updateOf({ seq: 2 }), now + 2)
     assert.equal(await begun(), undefined)
+  },
+
+  'an answer is kept until the grant is at its next state': async (
+    assert,
+    { grants }
+  ) => {
+    const answer = (seq: number, text = 'answer') =>
+      grants.answered(alice, account, { seq, sealed: bytesOf(text) })
+    const kept = async () => (await grants.get(alice, account))?.answer
+    assert.equal(await answer(1), false)
+    await grants.put(updateOf(), now)
+    assert.equal(await answer(2), false)
+    assert.equal(await kept(), undefined)
+    assert.equal(await answer(1), true)
+    assert.equal(await answer(1, 'the same again'), true)
+    // Who only looks, or comes in vain, does not lose it.
+    await grants.lease(alice, account, { owner: 'one', now, lease })
+    await grants.release(alice, account, 'one')
+    await grants.put(updateOf(), now + 1)
+    assert.deepEqual(await kept(), bytesOf('the same again'))
+    await grants.put(updateOf({ seq: 2 }), now + 2)
+    assert.equal(await kept(), undefined)
+    assert.equal(await answer(1), false)
+    assert.equal(await answer(2), true)
+    await grants.end(alice, account, { seq: 2, reason, now: now + 3 })
+    assert.equal(await kept(), undefined)
+    assert.equal(await answer(2), false)
   },
 
   'a grant ends, unless there is a newer one': async (assert, { grants }) => {
