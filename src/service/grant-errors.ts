@@ -1,4 +1,4 @@
-import { HostRefusedError } from '../atproto/oauth/index.ts'
+import { HostRefusedError, REQUEST_EXPIRED } from '../atproto/oauth/index.ts'
 import { ForbiddenAddressError, HostError } from '../backup/index.ts'
 import type { DID } from '../space/index.ts'
 
@@ -53,6 +53,9 @@ export function asRequestError(
 ): GrantRequestError {
   const options = { request, cause: error }
   if (error instanceof GrantRequestError) return error
+  if (error instanceof HostRefusedError && error.code === REQUEST_EXPIRED) {
+    return new GrantRequestError('AuthorizationExpired', error.message, options)
+  }
   if (error instanceof HostRefusedError) {
     return error.code === 'access_denied'
       ? new GrantRequestError(

@@ -66,7 +66,7 @@ export interface GrantPolicy {
   wait: number
   /** How often to look whether it is done. */
   poll: number
-  /** How long to try to keep what a host has answered. */
+  /** How long to try to keep what a user has consented to. */
   keep: number
   /** How often to try. */
   retry: number
@@ -159,8 +159,8 @@ export interface GrantSession {
  * request: the keeper may be killed at any moment, and the next refresher goes
  * on with the answer that the courier has kept.
  *
- * What is left is a machine that fails as a whole in that time, a host whose
- * answer does not arrive, and a refresher that is held up, alive, for longer
+ * What is left is a machine or a container that ends as a whole in that time, a
+ * host whose answer does not arrive, and a refresher that is held up, alive, for longer
  * than its lease. The next refresh finds that out, the grant ends, and the user
  * has to authorize again.
  */
@@ -293,9 +293,21 @@ interface Held extends SealedGrant {
 interface Keeping {
   update: GrantUpdate
   giveBack?: GrantReturn | undefined
+  /** `seq` of the only state in whose place it is kept. */
+  after?: number | undefined
   /** Called when it is kept, or need not be any more. */
   onKept?: () => void
 }
+
+/** What is replaced by another. */
+interface Replaced {
+  /** Nothing if there was none. */
+  seq: number | undefined
+  giveBack: GrantReturn | undefined
+}
+
+/** Less than any `seq`. */
+const NO_GRANT = 0
 
 /** Why a grant has ended that is not where it was; it may come back. */
 const LOST = 'GrantLostError'
@@ -377,22 +389,35 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     }
   }
 
-  /** Makes it durable; what the database cannot take now is not given up. */
-  const keep = async (keeping: Keeping): Promise<boolean> => {
-    const { update, giveBack, onKept } = keeping
+  /**
+   * Makes it durable; what the database cannot take now is not given up.
+   *
+   * @param timeout - milliseconds; the process lives on or not, if left out
+   */
+  const keep = async (
+    keeping: Keeping,
+    { timeout = Infinity }: { timeout?: number } = {}
+  ): Promise<boolean> => {
+    const { update, giveBack, after, onKept } = keeping
     const key = keyOf(update)
-    const deadline = time.now() + policy.keep
+    const deadline = time.now() + timeout
     for (let failures = 0; ; failures++) {
       try {
-        const isNewest = await grants.put(update, time.now(), { giveBack })
-        unkept.delete(key)
+        const isNewest = await grants.put(update, time.now(), {
+          giveBack,
+          after,
+        })
+        if (unkept.get(key) === keeping) unkept.delete(key)
         onKept?.()
         if (isNewest || failures === 0) return isNewest
         // What seemed to fail may have taken effect.
         return isSame(await grants.get(update.space, update.account), update)
       } catch (error) {
+        if (time.now() >= deadline) {
+          if (unkept.get(key) === keeping) unkept.delete(key)
+          throw error
+        }
         unkept.set(key, keeping)
-        if (time.now() >= deadline) throw error
         logger.error(
           { err: error, space: update.space, account: update.account },
           'a grant could not be kept; trying again'
@@ -473,7 +498,10 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   ): Promise<{ held: Held; stored: StoredGrant } | undefined> => {
     const subject = { space, account }
     const left = unkept.get(keyOf(subject))
-    if (left) await keep(left)
+    if (left) {
+      const { update, ...options } = left
+      await grants.put(update, time.now(), options)
+    }
     let stored = await grants.get(space, account)
     if (stored?.state === 'revoked') return undefined
     if (stored?.state === 'ended' && stored.reason?.name !== LOST) {
@@ -496,6 +524,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     }
     stored = await grants.get(space, account)
     if (!stored) throw new TypeError('a grant that was put and is not there')
+    // Somebody has refreshed it meanwhile.
+    if (stored.seq !== seq) return load(space, account, { delegation })
     await endIfPast(stored)
     return { held: { ...grant, seq }, stored }
   }
@@ -578,6 +608,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   ): Promise<void> => {
     const { sealed, delegation, recipient } = stored
     if (!sealed || found.seq < stored.seq) return
+    // What comes of a refresh is later than both.
+    if (stored.answer) return
     const subject = subjectOf(stored)
     if (found.seq === stored.seq && equals(found.sealed, sealed)) {
       await grants.published(subject.space, subject.account, stored.seq)
@@ -599,7 +631,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     log.warn('the Space has an earlier grant by a greater number')
     const { grant } = theirs && theirs.time > ours.time ? theirs : ours
     const details = { seq: found.seq + 1, grant, delegation, recipient }
-    await keep({ update: await updateOf(subject, details) })
+    const update = await updateOf(subject, details)
+    await keep({ update, after: stored.seq }, { timeout: policy.keep })
   }
 
   const isFresh = ({ until }: Held) => until - policy.margin > time.now()
@@ -661,11 +694,9 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
    */
   const isKeptNow = async (stored: StoredGrant): Promise<boolean> => {
     const { space, account, seq, refreshing, answer } = stored
-    const { lease, keep, precedence } = policy
     // Who has left an answer behind does not come back for it.
     if (refreshing === undefined || answer) return false
-    if (time.now() >= refreshing + lease + keep) return false
-    await time.sleep(precedence)
+    await time.sleep(policy.precedence)
     const latest = await grants.get(space, account)
     return latest?.seq !== seq || latest.answer !== undefined
   }
@@ -677,7 +708,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
    * @returns whether there is a newer grant now
    */
   const isOutdone = async (stored: StoredGrant): Promise<boolean> => {
-    if (!stored.sealed) return false
+    if (!stored.sealed || stored.answer) return false
     const { seq } = stored
     const subject = subjectOf(stored)
     const found = await readQuietly(subject)
@@ -733,14 +764,27 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
             refreshed: time.now(),
             until: time.now() + oauth.lifetimeOf(session),
           }
-          const seq = held.seq + 1
           // Until it is kept, nothing is done that can be done before.
           const { delegation, recipient } = stored
-          const details = { seq, grant, delegation, recipient }
-          const update = await updateOf(subject, details)
-          if (await keep({ update, onKept: release })) return
-          // It was given back, or granted anew, meanwhile.
-          await returnSession(subject, { ...grant, seq })
+          let seq = held.seq + 1
+          for (;;) {
+            const details = { seq, grant, delegation, recipient }
+            const update = await updateOf(subject, details)
+            if (await keep({ update, onKept: release })) return
+            const latest = await grants.get(space, account)
+            if (
+              latest?.state === 'revoked' ||
+              latest?.created !== held.created
+            ) {
+              // It was given back, or granted anew, meanwhile.
+              await returnSession(subject, { ...grant, seq })
+              return
+            }
+            // Of the same consent: to give one back would end the other.
+            if (latest.refreshed >= grant.refreshed) return
+            // An earlier session by a greater number, as the Space had it.
+            seq = latest.seq + 1
+          }
         },
       })
       log.info('a grant was refreshed')
@@ -809,25 +853,48 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     return Math.max(stored?.seq ?? 0, found?.seq ?? 0)
   }
 
-  /** Puts a grant, or nothing, in the place of whatever there is. */
+  /**
+   * Puts a grant, or nothing, in the place of whatever there is, and gives that
+   * back.
+   */
   const replace = async (
     subject: GrantSubject,
     {
       newest,
+      before,
       grant,
       delegation,
-      giveBack,
     }: {
       /** The greatest `seq` that is known. */
       newest: number
+      /** What there was when it was looked at. */
+      before: Replaced
       grant: SealedGrant | undefined
       delegation: Uint8Array
-      giveBack: GrantReturn | undefined
     }
   ): Promise<GrantUpdate> => {
-    for (let seq = newest + 1; ; seq++) {
+    let present = before
+    let seq = newest + 1
+    for (;;) {
       const update = await updateOf(subject, { seq, grant, delegation })
-      if (await keep({ update, giveBack })) return update
+      const { giveBack, seq: after = NO_GRANT } = present
+      const keeping = { update, giveBack, after }
+      if (await keep(keeping, { timeout: policy.keep })) return update
+      // Refreshed meanwhile, or granted by another request.
+      present = await lookAt(subject)
+      seq = Math.max(seq, present.seq ?? 0) + 1
+    }
+  }
+
+  /** What is to be replaced, and so to be given back. */
+  const lookAt = async (subject: GrantSubject): Promise<Replaced> => {
+    const { space, account } = subject
+    const held = await loadIfGood(subject)
+    const stored = await grants.get(space, account)
+    if (held && stored?.seq !== held.seq) return lookAt(subject)
+    return {
+      seq: stored?.seq,
+      giveBack: held && (await returnOf(subject, held)),
     }
   }
 
@@ -985,11 +1052,11 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     const subject = { space, account }
     // From the answer of the host on, nothing is waited for but the database.
     const newest = await newestSeq(subject)
-    const before = await loadIfGood(subject).catch((error: unknown) => {
+    const before = await lookAt(subject).catch(async (error: unknown) => {
       logger.warn({ err: error, ...subject }, 'the grant before is unknown')
-      return undefined
+      const { seq } = (await grants.get(space, account)) ?? {}
+      return { seq, giveBack: undefined }
     })
-    const giveBack = before && (await returnOf(subject, before))
     const granted = await oauth.callback(params, state)
     const now = time.now()
     const { session, scope } = granted
@@ -1034,12 +1101,11 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
           until: now + oauth.lifetimeOf(session),
         },
         delegation,
-        giveBack,
+        before,
       })
       until = expiration
     } catch (error) {
       // Its user is told that nothing was kept, and so it is.
-      unkept.delete(keyOf(subject))
       await returnSession(subject, returned)
       throw error
     }
@@ -1146,6 +1212,17 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       const stored = await grants.get(space, account)
       if (!stored?.sealed) return undefined
       const { sealed, seq, expiration, recipient, delegation } = stored
+      try {
+        // Under our name in the Space is what we can open, and nothing else.
+        await openKept(stored, sealed)
+      } catch (error) {
+        if (!(error instanceof ReauthorizeError)) throw error
+        logger.warn(
+          { err: error, space, account },
+          'an authorization is not ours'
+        )
+        return undefined
+      }
       return {
         agent: agent.did(),
         authorization: {
@@ -1166,7 +1243,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     async published(space, account, found) {
       const stored = await grants.get(space, account)
       if (!stored?.sealed) return true
-      if (!found) return false
+      // What comes of a refresh is not known yet.
+      if (!found || stored.refreshing !== undefined) return false
       await reconcile(stored, found)
       return !(await grants.get(space, account))?.sealed
     },
@@ -1205,16 +1283,16 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         let revoked = false
         let isLost = false
         if (stored?.state !== 'revoked') {
-          const held = await loadIfGood(subject)
+          const before = await lookAt(subject)
           const newest = await newestSeq(subject)
           if (newest > 0) {
             const latest = await grants.get(space, account)
             isLost = latest?.reason?.name === LOST
             await replace(subject, {
               newest,
+              before,
               grant: undefined,
               delegation: latest?.delegation ?? new Uint8Array(),
-              giveBack: held && (await returnOf(subject, held)),
             })
             revoked = true
           }

@@ -86,7 +86,7 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
     async put(
       { space, account, scopeVersion, ...update },
       now,
-      { giveBack } = {}
+      { giveBack, after } = {}
     ) {
       const row = {
         ...update,
@@ -115,7 +115,14 @@ export function createGrantStore(db: Kysely<Tables>): GrantStore {
             conflict
               .columns(['space', 'account'])
               .doUpdateSet(row)
-              .whereRef('grants.seq', '<', 'excluded.seq')
+              .where((eb) =>
+                eb.and([
+                  eb('grants.seq', '<', eb.ref('excluded.seq')),
+                  ...(after === undefined
+                    ? []
+                    : [eb('grants.seq', '=', after)]),
+                ])
+              )
           )
           .executeTakeFirst()
         const isNewest = numInsertedOrUpdatedRows === 1n

@@ -637,12 +637,14 @@ export interface GrantStore {
    * @param now - Unix milliseconds
    * @param options.giveBack - what is to be given back for it, which is kept
    *   along with it or not at all
-   * @returns false when there is one that is as new, which stays
+   * @param options.after - `seq` of the only state in whose place it is kept
+   * @returns false when there is one that is as new, or another than that; it
+   *   stays
    */
   put(
     update: GrantUpdate,
     now: number,
-    options?: { giveBack?: GrantReturn | undefined }
+    options?: { giveBack?: GrantReturn | undefined; after?: number | undefined }
   ): Promise<boolean>
 
   /**

@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { request, type IncomingMessage } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Signer } from '@ucanto/interface'
@@ -415,6 +417,72 @@ describe('grants when something fails', () => {
       await read(first.keeper)
     })
 
+    it('are not lost when they get a greater number while they are refreshed', async () => {
+      const time = new HeldTime()
+      const space = new MemorySpace(agent)
+      const answered = Promise.withResolvers<void>()
+      const gate = Promise.withResolvers<void>()
+      let holds = false
+      let revocations = 0
+      const refresher = create({
+        time,
+        space,
+        onRequest({ pathname }) {
+          if (pathname === '/oauth/revoke') revocations++
+        },
+        async change({ pathname }, response) {
+          if (holds && pathname === '/oauth/token' && response.ok) {
+            answered.resolve()
+            await gate.promise
+          }
+          return response
+        },
+      })
+      const publisher = create({ time, space })
+      await refresher.authorize(alice)
+      const { seq } = (await stores.grants.get(SPACE, alice.did))!
+      time.pass(2 * HOUR)
+      holds = true
+      const reading = read(refresher.keeper)
+      await answered.promise
+      const nonsense = { expiration: 2 ** 40, sealed: Uint8Array.of(1, 2, 3) }
+      await space.record(alice.did as DID, { seq: 7, ...nonsense })
+      // Nobody seals the session anew that is worth nothing by now.
+      assert.equal(await publisher.publish(alice), false)
+      assert.equal((await stores.grants.get(SPACE, alice.did))?.seq, seq)
+      // Who has not heard of the refresh may have.
+      const stale = (await stores.grants.get(SPACE, alice.did))!
+      await stores.grants.put(
+        { ...stale, sealed: stale.sealed!, seq: 8 },
+        time.now()
+      )
+      holds = false
+      gate.resolve()
+      await reading
+      assert.deepEqual(
+        { revocations, taken, refused },
+        { revocations: 0, taken: 1, refused: 0 }
+      )
+      assert.equal((await stores.grants.get(SPACE, alice.did))?.seq, 9)
+      assert.equal(await publisher.publish(alice), true)
+      time.pass(2 * HOUR)
+      await read(publisher.keeper)
+      assert.deepEqual({ taken, refused }, { taken: 2, refused: 0 })
+    })
+
+    it('are not written for an agent whose key has changed', async () => {
+      const { authorize } = create()
+      await authorize(alice)
+      const other = create({ agent: await ed25519.generate() })
+      assert.equal(
+        await other.keeper.pending(SPACE, alice.did as DID),
+        undefined
+      )
+      assert.match((await stateOf(other.keeper)).reason, /another key/)
+      // It comes back with the key.
+      assert.ok((await stores.grants.get(SPACE, alice.did))?.sealed)
+    })
+
     it('do not give way to what somebody else has put there', async () => {
       const space = new MemorySpace(agent)
       const { keeper, authorize, publish } = create({ space })
@@ -548,6 +616,47 @@ describe('grants when something fails', () => {
       assert.deepEqual(await keeper.list(SPACE), [])
     })
 
+    it('are given back with what was refreshed while the Space was asked', async () => {
+      const time = new HeldTime()
+      const asked = Promise.withResolvers<void>()
+      const gate = Promise.withResolvers<void>()
+      let isSlow = false
+      class SlowSpace extends MemorySpace {
+        override async read(account: DID) {
+          if (isSlow) {
+            asked.resolve()
+            await gate.promise
+          }
+          return super.read(account)
+        }
+      }
+      const one = create({ time, space: new SlowSpace(agent) })
+      const other = create({ time })
+      await one.authorize(alice)
+      let fresh = ''
+      const refresh = other.oauth.refresh.bind(other.oauth)
+      other.oauth.refresh = (session, options) =>
+        refresh(session, {
+          ...options,
+          async save(next) {
+            fresh = next.session
+            await options.save(next)
+          },
+        })
+      time.pass(2 * HOUR)
+      isSlow = true
+      const revoking = one.keeper.revoke(SPACE, alice.did as DID)
+      await asked.promise
+      await read(other.keeper)
+      assert.notEqual(fresh, '')
+      isSlow = false
+      gate.resolve()
+      assert.deepEqual(await revoking, { revoked: true, confirmed: true })
+      const response = await other.oauth.fetch(fresh, PREFERENCES)
+      await response.body?.cancel()
+      assert.equal(response.status, 401)
+    })
+
     it('are given back when they cannot be kept', async () => {
       const time = new HeldTime({ sleeps: true })
       let isAway = true
@@ -594,6 +703,43 @@ describe('grants when something fails', () => {
   })
 
   describe('whose requests fail', () => {
+    it('say that the time of the host was over, not that its user said no', async () => {
+      const { keeper } = create()
+      const { url } = await keeper.request(requestFor(alice))
+      const back = await visit(url, { late: 6 * 60_000 })
+      await assert.rejects(keeper.conclude(back), {
+        name: 'AuthorizationExpired',
+        message: /some minutes only/,
+      })
+    })
+
+    it('say that a host takes them once, not that its user said no', async () => {
+      const { keeper } = create()
+      const { url } = await keeper.request(requestFor(alice))
+      const { handle: username, password } = alice
+      const { searchParams } = await consent(url, { username, password })
+      await keeper.find(searchParams)
+      // Back in the browser, which ends the request.
+      await assert.rejects(keeper.conclude(await visit(url)), {
+        name: 'AuthorizationExpired',
+        message: /only once/,
+      })
+      await assert.rejects(keeper.conclude(searchParams), {
+        name: 'AuthorizationExpired',
+      })
+    })
+
+    it('name the trouble of a host that is asked with a session', async () => {
+      const { authorize } = create()
+      await authorize(alice)
+      const other = create({
+        answer() {
+          throw new HostError('it does not answer')
+        },
+      })
+      await assert.rejects(read(other.keeper), { name: 'HostError' })
+    })
+
     const conclude = async (options: Partial<TestGrantsOptions>) => {
       const { keeper } = create(options)
       const { url } = await keeper.request(requestFor(alice))
@@ -817,6 +963,41 @@ describe('grants when something fails', () => {
     assert.equal(reads, before)
   })
 })
+
+/**
+ * Opens a page of the host, as a browser does.
+ *
+ * @param options.late - milliseconds that are over by then, for the host
+ * @returns what it sends along with whom it sends back
+ */
+async function visit(
+  url: URL,
+  { late = 0 }: { late?: number } = {}
+): Promise<URLSearchParams> {
+  const { Date } = globalThis
+  const now = () => Date.now() + late
+  globalThis.Date = class extends Date {
+    constructor(...input: unknown[]) {
+      super(...((input.length === 0 ? [now()] : input) as [number]))
+    }
+    static override now = now
+  } as DateConstructor
+  try {
+    const headers = {
+      'sec-fetch-dest': 'document',
+      'sec-fetch-mode': 'navigate',
+      'sec-fetch-site': 'cross-site',
+    }
+    const [response] = (await once(
+      request(url, { headers }).end(),
+      'response'
+    )) as [IncomingMessage]
+    response.resume()
+    return new URL(response.headers.location ?? '').searchParams
+  } finally {
+    globalThis.Date = Date
+  }
+}
 
 /** The same client after a restart, with other keys. */
 function withKeys(

@@ -13,7 +13,12 @@ import { HostError } from '../../backup/errors.ts'
 import { limited } from '../limited.ts'
 import { printable } from '../printable.ts'
 import type { Fetch, SafeFetch } from '../safe-fetch.ts'
-import { GrantEndedError, hostErrorIn, HostRefusedError } from './errors.ts'
+import {
+  GrantEndedError,
+  hostErrorIn,
+  HostRefusedError,
+  REQUEST_EXPIRED,
+} from './errors.ts'
 import {
   CONFIDENTIAL_LIFETIMES,
   PUBLIC_LIFETIMES,
@@ -97,6 +102,7 @@ export interface OAuth {
    * any more. It is not refreshed.
    *
    * @param pathname - and query
+   * @throws {@link HostRefusedError} {@link HostError}
    */
   fetch(
     session: OAuthSession,
@@ -264,6 +270,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
     async refresh(session, { before, send, save }) {
       const present = parse(session)
       let failure: { error: unknown } | undefined
+      let isSaved = false
       const client = await createClient(
         'refresh',
         {
@@ -273,6 +280,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
               try {
                 const { scope } = next.tokenSet
                 await save({ session: JSON.stringify(next), scope })
+                isSaved = true
               } catch (error) {
                 failure = { error }
                 throw error
@@ -296,6 +304,8 @@ export function createOAuth(options: OAuthOptions): OAuth {
         await client.restore(present.tokenSet.sub, true)
       } catch (error) {
         if (failure) throw failure.error
+        // What the client asks for then is for who uses the session.
+        if (isSaved) return
         throw endOf(error) ?? failureOf(error, present.tokenSet.sub)
       }
     },
@@ -307,12 +317,25 @@ export function createOAuth(options: OAuthOptions): OAuth {
       const client = await createClient('read', {
         session: { get: () => ({ ...rest, tokenSet: endless }) },
       })
-      const restored = await client.restore(tokenSet.sub, false)
-      return restored.fetchHandler(pathname, init)
+      try {
+        const restored = await client.restore(tokenSet.sub, false)
+        return await restored.fetchHandler(pathname, init)
+      } catch (error) {
+        init?.signal?.throwIfAborted()
+        throw failureOf(error, tokenSet.sub)
+      }
     },
 
     async revoke(session) {
-      const present = parse(session)
+      const { tokenSet, ...rest } = parse(session)
+      // The client gives back what it takes for the token of access. That to
+      // refresh with is better: a host knows it also when it was traded since,
+      // by somebody else, and ends what came of it.
+      const { refresh_token: token = tokenSet.access_token } = tokenSet
+      const present = {
+        ...rest,
+        tokenSet: { ...tokenSet, access_token: token },
+      }
       // The client says nothing of how it went.
       let status: number | undefined
       const client = await createClient(
@@ -320,7 +343,7 @@ export function createOAuth(options: OAuthOptions): OAuth {
         { session: { get: () => present } },
         { onRevoked: (response) => (status = response.status) }
       )
-      const { sub } = present.tokenSet
+      const { sub } = tokenSet
       try {
         await client.revoke(sub)
       } catch (error) {
@@ -359,6 +382,12 @@ const NO_KEY = 'AuthMethodUnsatisfiableError'
 
 /** What a PDS says in the place of its user, who has not said no. */
 const DEACTIVATED = /\bdeactivated\b/i
+
+/**
+ * What a PDS says, in the place of its user, of a request that is too old, or
+ * that was opened once more after the consent, which ends it.
+ */
+const EXPIRED = /\b(expired|already authorized)\b/i
 
 /** Told of what the client does by itself. */
 interface Hooks {
@@ -482,6 +511,12 @@ function failureOf(error: unknown, account?: string): Error {
     return new HostRefusedError(
       `the host of ${about} lets nobody in while it is deactivated. Activate it there, and authorize again.`,
       { cause: error }
+    )
+  }
+  if (code === 'access_denied' && EXPIRED.test(said(error))) {
+    return new HostRefusedError(
+      `the host of ${about} takes a request for some minutes only, and only once, and that was over. Start again.`,
+      { cause: error, code: REQUEST_EXPIRED }
     )
   }
   if (error instanceof OAuthResponseError && error.status >= 500) {

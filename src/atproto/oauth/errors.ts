@@ -17,6 +17,9 @@ export class HostRefusedError extends Error {
   }
 }
 
+/** Code of a request that the host takes no more; OAuth has no word for it. */
+export const REQUEST_EXPIRED = 'request_expired'
+
 /** The trouble that a host had, among the causes of an error. */
 export function hostErrorIn(error: unknown): BackupError | undefined {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {

@@ -4,7 +4,7 @@
  * @packageDocumentation
  */
 export { createOAuth, type OAuth, type OAuthOptions } from './client.ts'
-export { GrantEndedError, HostRefusedError } from './errors.ts'
+export { GrantEndedError, HostRefusedError, REQUEST_EXPIRED } from './errors.ts'
 export {
   CALLBACK_PATH,
   confidentialMetadata,

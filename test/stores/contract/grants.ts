@@ -110,6 +110,21 @@ export const grantStoreContract: Contract = {
     assert.equal(await grants.put(updateOf({ seq: 3 }), now + 1), true)
   },
 
+  'a grant is put in the place of one state, if that is wanted': async (
+    assert,
+    { grants }
+  ) => {
+    const put = (seq: number, after: number) =>
+      grants.put(updateOf({ seq }), now, { after })
+    assert.equal(await put(2, 0), true)
+    assert.equal(await put(3, 0), false)
+    assert.equal(await put(4, 3), false)
+    assert.equal(await put(2, 2), false)
+    assert.equal((await grants.get(alice, account))?.seq, 2)
+    assert.equal(await put(5, 2), true)
+    assert.equal((await grants.get(alice, account))?.seq, 5)
+  },
+
   'of two who put at once one is first': async (assert, { grants }) => {
     const puts = await Promise.all(
       ['one', 'two', 'three'].map((name) =>
