@@ -20,10 +20,17 @@ export type Later = { after: number } | { at: number }
 export class RetryLaterError extends Error {
   override readonly name = 'RetryLaterError'
   readonly later: Later
+  /** Whether the job goes behind all others from now on. */
+  readonly isLast: boolean
 
-  constructor(message: string, later: Later, options?: ErrorOptions) {
+  constructor(
+    message: string,
+    later: Later,
+    options?: ErrorOptions & { isLast?: boolean }
+  ) {
     super(message, options)
     this.later = later
+    this.isLast = options?.isLast ?? false
   }
 }
 

@@ -2,12 +2,15 @@ import { createHash } from 'node:crypto'
 import type { Delegation, Signer } from '@ucanto/interface'
 import type { Logger } from 'pino'
 import type { Time } from '../backup/interface.ts'
+import { Backup as Protocol } from '../capabilities/index.ts'
 import { Backup, type Connection } from '../client/index.ts'
 import type {
   LastRun,
   Run,
   RunError,
   Schedule,
+  ScheduleClaim,
+  ScheduleDeferral,
   ScheduleSettlement,
   Stores,
 } from '../stores/index.ts'
@@ -17,11 +20,11 @@ import { nextTime } from './next-time.ts'
 
 const KIND = 'backup'
 
-/**
- * Who claims schedules: all schedulers are one. There is at most one job for a
- * schedule, and whoever has the job has the claim.
- */
-const OWNER = 'scheduler'
+/** Who claimed schedules before each claim had an owner of its own. */
+const FORMER_OWNER = 'scheduler'
+
+/** Runs of others that a job waits for, at most, before its own. */
+const MAX_JOINED = 3
 
 /**
  * How old a count of what waits may be, in milliseconds. It takes longer than
@@ -31,12 +34,15 @@ const COUNT_AGE = 60_000
 
 /** Failures that pass: the run is made again before its next regular time. */
 const PASSING = new Set([
+  'ClockError',
+  'GatewayError',
   'HostError',
   'HostUnavailableError',
   'IdentityUnavailableError',
   'IncompleteRepoError',
   'InternalError',
   'ServiceUnavailable',
+  'SpaceUnavailableError',
   'RateLimited',
   'RevocationsUnavailable',
 ])
@@ -146,17 +152,24 @@ export function createScheduler(context: SchedulerContext): Scheduler {
   /** The most of them that one host has. */
   let room = 1
   let sweeping: Promise<void> | undefined
+  /** Ends the wait for the next look. */
+  let waking = new AbortController()
 
   /** Not all that waited for the same comes at the same time. */
   const spread = (at: number) => Math.round(at + Math.random() * policy.busy)
 
-  /** Claims what is due, and queues its jobs, both or none. */
+  /**
+   * Claims what is due, and queues its jobs, both or none. No two claims have
+   * the same owner, who is in the job: a job that comes when its schedule was
+   * settled, released or made anew finds out that it is void.
+   */
   const claimDue = async (): Promise<number> => {
+    const owner = crypto.randomUUID()
     const outstanding = await engine.outstanding({ maxAge: COUNT_AGE })
     const away = await context.hosts.unavailable()
     /** @returns Unix milliseconds at which to look again, or nothing if it is due */
     const later = (host = UNKNOWN_HOST): number | undefined => {
-      const soon = time.now() + policy.busy
+      const soon = spread(time.now() + policy.busy)
       if ((outstanding.get(host) ?? 0) >= policy.outstandingPerHost) return soon
       const until = away.get(host)
       if (until === undefined) return undefined
@@ -167,50 +180,58 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       away.set(host, soon)
       return undefined
     }
-    const deferred: { schedule: Schedule; next: number }[] = []
     const claimed = await stores.schedules.claimDue(
       {
         now: time.now(),
         limit: policy.batch,
-        owner: OWNER,
+        owner,
         lease: policy.lease,
       },
       async (due, transaction) => {
         const ready: Schedule[] = []
+        const deferred: ScheduleDeferral[] = []
         for (const schedule of due) {
-          const next = later(schedule.host)
+          const { space, account, host } = schedule
+          const next = later(host)
           if (next === undefined) ready.push(schedule)
-          else deferred.push({ schedule, next })
+          else deferred.push({ space, account, next })
         }
         await engine.enqueue(
-          ready.map((schedule) => jobOf(schedule, policy)),
+          ready.map((schedule) => jobOf(schedule, owner, policy)),
           { transaction }
         )
+        return deferred
       }
     )
-    for (const { schedule, next } of deferred) {
-      const { space, account } = schedule
-      await stores.schedules.settle(space, account, OWNER, {
-        state: 'active',
-        next,
-        now: time.now(),
-      })
-    }
     if (claimed.length > 0) engine.kick()
     return claimed.length
   }
 
-  const sweepOnce = async () => {
-    const released = await stores.schedules.releaseExpired({
-      now: time.now(),
-      limit: policy.batch,
-    })
-    if (released.length > 0) {
+  /** Frees claims that no job has; a job may wait for longer than a lease. */
+  const reconcile = async () => {
+    const now = time.now()
+    const expired = await stores.schedules.expired({ now, limit: policy.batch })
+    const live = await engine.live(expired.map(keyOf))
+    let released = 0
+    for (const claim of expired) {
+      const { space, account, owner } = claim
+      if (live.has(keyOf(claim))) {
+        const lease = now + policy.lease
+        await stores.schedules.renewLease(space, account, owner, lease)
+      } else if (await stores.schedules.release(space, account, owner, now)) {
+        released++
+      }
+    }
+    if (released > 0) {
       logger.warn(
-        { schedules: released.length },
+        { schedules: released },
         'claims of schedules were left behind; they are due again'
       )
     }
+  }
+
+  const sweepOnce = async () => {
+    await reconcile()
     while (!stopping.signal.aborted) {
       if ((await claimDue()) < policy.batch) return
     }
@@ -221,7 +242,9 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       await sweepOnce().catch((error: unknown) => {
         logger.error({ err: error }, 'looking for due schedules failed')
       })
-      await time.sleep(policy.sweep, stopping.signal).catch(() => {})
+      const signal = AbortSignal.any([stopping.signal, waking.signal])
+      await time.sleep(policy.sweep, signal).catch(() => {})
+      waking = new AbortController()
     }
   }
 
@@ -265,19 +288,25 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     { data, attempt }: Pick<Job, 'data' | 'attempt'>,
     signal: AbortSignal
   ): Promise<void> => {
-    const { space, account } = data as { space: string; account: string }
+    const claim = claimIn(data)
+    const { space, account, owner } = claim
     const log = logger.child({ space, account, attempt })
-    const schedule = await stores.schedules.get(space, account)
+    const now = time.now()
+    const schedule = await stores.schedules.begin(space, account, owner, {
+      leaseExpiration: now + policy.lease,
+      now,
+    })
     if (!schedule) {
-      log.info('the schedule is gone')
+      log.info('the schedule is gone, or its claim is')
       return
     }
     const settle = async (settlement: Omit<ScheduleSettlement, 'now'>) => {
       const now = time.now()
-      await stores.schedules.settle(space, account, OWNER, {
+      const isOurs = await stores.schedules.settle(space, account, owner, {
         ...settlement,
         now,
       })
+      if (!isOurs) log.info('the claim was gone when it was to end')
     }
     const regular = () => ({
       state: 'active' as const,
@@ -296,20 +325,25 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       await settle({ state: 'active', next: spread(away), host })
       return
     }
-    using place = takePlace(present.host)
-    if (!place) {
-      const soon = spread(time.now())
-      if (present.host === schedule.host) {
-        throw new RetryLaterError('the host has enough runs here', { at: soon })
-      }
+    if (present.host !== schedule.host) {
       // Known now, it has slots of its own.
-      await settle({ state: 'active', next: soon, host: present.host })
+      await settle({ state: 'active', next: time.now(), host: present.host })
+      waking.abort()
       return
     }
+    using place = takePlace(present.host)
+    if (!place) {
+      // Older than those of other hosts, it would be taken again and again.
+      throw new RetryLaterError(
+        'the host has enough runs here',
+        { at: spread(time.now()) },
+        { isLast: true }
+      )
+    }
 
-    const started = await redeem(context, schedule)
-    if (started.error) {
-      const { error } = started
+    const made = await runFor(schedule, claim, now, signal)
+    if (made.refusal) {
+      const error = made.refusal
       if (ENDING.has(error.name)) {
         log.warn({ failure: error }, 'the schedule stops')
         await settle({ state: 'stopped', reason: error })
@@ -322,7 +356,11 @@ export function createScheduler(context: SchedulerContext): Scheduler {
             : policy.busy,
       })
     }
-    const run = await ended(started.ok.run.toString(), schedule, signal)
+    const { run } = made
+    if (!run) {
+      log.info('the claim is gone; the run goes on without it')
+      return
+    }
     const lastRun = lastRunOf(run, time.now())
     const host = mayHaveMoved(schedule, lastRun)
       ? await context.findHost(account, signal)
@@ -370,24 +408,60 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     )
   }
 
-  /** Waits for a run, and keeps the claim on its schedule meanwhile. */
+  /**
+   * Has a run made, and waits for its end.
+   *
+   * @param now - Unix milliseconds at which the job was begun this time
+   * @returns no run when the claim is gone meanwhile
+   */
+  const runFor = async (
+    schedule: Schedule,
+    claim: ScheduleClaim,
+    now: number,
+    signal: AbortSignal
+  ) => {
+    const { space, account, begun = now } = schedule
+    const isOurs = (run: Run) => run.agent === context.agent.did()
+    if (begun < now) {
+      // Whoever has begun may have been killed just before it was settled.
+      const [last] = await stores.runs.list(space, { account, limit: 1 })
+      if (last?.state === 'done' && isOurs(last) && last.created >= begun) {
+        return { run: last }
+      }
+    }
+    for (let joined = 0; ; joined++) {
+      const started = await redeem(context, schedule)
+      if (!started.ok) return { refusal: started.error }
+      const run = await ended(started.ok.run.toString(), claim, signal)
+      // One that somebody else had made has rights and parts of its own.
+      if (!run || isOurs(run) || joined === MAX_JOINED) return { run }
+      if (run.state === 'done' && covers(run, schedule)) return { run }
+    }
+  }
+
+  /**
+   * Waits for a run, and keeps the claim on its schedule meanwhile.
+   *
+   * @returns nothing when the claim is gone
+   */
   const ended = async (
     id: string,
-    { space, account }: Schedule,
+    { space, account, owner }: ScheduleClaim,
     signal: AbortSignal
-  ): Promise<Run> => {
-    let kept = -Infinity
+  ): Promise<Run | undefined> => {
+    // It was kept when the job was begun.
+    let kept = time.now()
     // Most runs find nothing new, and are over soon.
     let wait = policy.poll / 16
     for (;;) {
       const now = time.now()
       if (now - kept >= policy.keep) {
-        await stores.schedules.renewLease(
-          space,
-          account,
-          OWNER,
-          now + policy.lease
-        )
+        const lease = now + policy.lease
+        if (
+          !(await stores.schedules.renewLease(space, account, owner, lease))
+        ) {
+          return undefined
+        }
         kept = now
       }
       const run = await stores.runs.get(id)
@@ -413,15 +487,15 @@ export function createScheduler(context: SchedulerContext): Scheduler {
             error instanceof AttemptFailedError
               ? { retry: error.wait }
               : attempt < policy.attempts
-                ? { retry: policy.backoff * attempt }
+                ? { retry: policy.backoff * attempt * (1 + Math.random()) }
                 : { dead: true },
           async onDead({ data }, error) {
-            const { space, account } = data as Record<string, string>
+            const { space, account, owner } = claimIn(data)
             logger.error({ err: error, space, account }, 'a job was given up')
-            const schedule = await stores.schedules.get(space!, account!)
+            const schedule = await stores.schedules.get(space, account)
             if (!schedule) return
             const now = time.now()
-            await stores.schedules.settle(space!, account!, OWNER, {
+            await stores.schedules.settle(space, account, owner, {
               state: 'active',
               next: nextTime(schedule, now),
               now,
@@ -470,19 +544,40 @@ async function redeem(
 
 function jobOf(
   { space, account, host }: Schedule,
+  owner: string,
   { perHost }: SchedulerPolicy
 ): NewJob {
-  // Nobody waits for one that may be at another host.
+  // It only finds out where the account is: nobody waits for that.
   const slots = host === undefined ? 2 ** 32 : perHost
-  const digest = createHash('sha256').update(`${space}\n${account}`).digest()
+  const digest = createHash('sha256').update(account).digest()
   return {
     kind: KIND,
-    key: `${space} ${account}`,
-    // Of the same account there is one slot: it is never backed up twice at once.
+    key: keyOf({ space, account, owner }),
+    // Of an account there is one slot, whatever the Space: it is never backed
+    // up twice at once.
     slot: `${host ?? UNKNOWN_HOST}/${digest.readUInt32BE(0) % slots}`,
     priority: 0,
-    data: { space, account },
+    data: { space, account, owner },
   }
+}
+
+/** There is one job for a claim, and one claim on a schedule. */
+function keyOf({ space, account, owner }: ScheduleClaim): string {
+  return owner === FORMER_OWNER
+    ? `${space} ${account}`
+    : `${owner} ${space} ${account}`
+}
+
+function claimIn(data: Job['data']): ScheduleClaim {
+  const { owner = FORMER_OWNER, ...rest } = data as Record<string, string>
+  return { ...rest, owner } as ScheduleClaim
+}
+
+/** Whether a run has all the parts that a schedule is for. */
+function covers(run: Run, { include }: Schedule): boolean {
+  return (include ?? Protocol.DEFAULT_PARTS).every((part) =>
+    run.include.includes(part)
+  )
 }
 
 /** What accounts that were never backed up count for. */

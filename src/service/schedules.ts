@@ -202,6 +202,8 @@ export function createScheduleService(
                   ...settingsOf(present),
                   state: 'active',
                   next: nextTime(present, now),
+                  // What was due before the pause is not made up.
+                  unclaims: true,
                 },
           now
         )

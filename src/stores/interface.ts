@@ -347,6 +347,8 @@ export interface ScheduleDecision {
    * due if left out, as one that is stopped.
    */
   next?: number | undefined
+  /** Whether it is taken from whoever has claimed it. */
+  unclaims?: boolean
 }
 
 /** A delegation as it was given. */
@@ -360,7 +362,10 @@ export interface StoredDelegation {
 }
 
 /** One schedule, without the bytes of its delegation. */
-export interface Schedule extends Omit<ScheduleDecision, 'delegation'> {
+export interface Schedule extends Omit<
+  ScheduleDecision,
+  'delegation' | 'unclaims'
+> {
   space: string
   account: string
   delegation: Omit<StoredDelegation, 'bytes'>
@@ -373,6 +378,15 @@ export interface Schedule extends Omit<ScheduleDecision, 'delegation'> {
   owner?: string | undefined
   /** Unix milliseconds from which on the claim may be released by others. */
   leaseExpiration?: number | undefined
+  /** Unix milliseconds at which somebody began with what is claimed. */
+  begun?: number | undefined
+}
+
+/** A schedule that somebody has claimed. */
+export interface ScheduleClaim {
+  space: string
+  account: string
+  owner: string
 }
 
 /** What came of the latest run of a schedule. */
@@ -396,9 +410,17 @@ export interface ScheduleSettlement extends Pick<
   now: number
 }
 
+/** A schedule that is due, and that nobody wants to begin with now. */
+export interface ScheduleDeferral {
+  space: string
+  account: string
+  /** Unix milliseconds. */
+  next: number
+}
+
 /** What operators should know about all schedules. */
 export interface ScheduleFigures {
-  /** Schedules that are due and not claimed. */
+  /** Schedules that are due, and that nobody has begun with. */
   due: number
   /** Unix milliseconds since which the first of them is due. */
   oldest?: number | undefined
@@ -408,7 +430,7 @@ export interface ScheduleFigures {
 
 /**
  * Schedules: at most one of an account into a Space. A schedule that is due is
- * claimed by one owner and not claimed again before it is settled or its lease
+ * claimed by one owner and not claimed again before it is settled or the claim
  * was released. What is decided while it is claimed stands: settling it then
  * changes neither its state nor its next time.
  */
@@ -470,10 +492,12 @@ export interface ScheduleStore {
    *
    * @param options.now - Unix milliseconds
    * @param options.limit - the most schedules to claim
-   * @param options.owner - who claims them
+   * @param options.owner - who claims them; each time another
    * @param options.lease - milliseconds until others may release them
    * @param inTransaction - called with what was claimed, if anything was, in
-   *   the transaction that claims it: all or nothing. Must not use the stores
+   *   the transaction that claims it: all or nothing. Must not use the stores.
+   *   Answers which of them are not claimed after all, and due later: `next`
+   *   in Unix milliseconds
    * @returns the schedules; `next` of each is when it was due
    */
   claimDue(
@@ -481,8 +505,22 @@ export interface ScheduleStore {
     inTransaction?: (
       schedules: Schedule[],
       transaction: Kysely<Tables>
-    ) => Promise<void>
+    ) => Promise<ScheduleDeferral[] | void>
   ): Promise<Schedule[]>
+
+  /**
+   * Begins, or goes on, with what is claimed.
+   *
+   * @param options.leaseExpiration - Unix milliseconds
+   * @param options.now - Unix milliseconds
+   * @returns the schedule; nothing when it is not the owner's any more
+   */
+  begin(
+    space: string,
+    account: string,
+    owner: string,
+    options: { leaseExpiration: number; now: number }
+  ): Promise<Schedule | undefined>
 
   /**
    * @param leaseExpiration - Unix milliseconds
@@ -508,16 +546,24 @@ export interface ScheduleStore {
   ): Promise<boolean>
 
   /**
-   * Releases claims whose lease has expired; what was due is due again.
-   *
    * @param options.now - Unix milliseconds
-   * @param options.limit - the most claims to release
-   * @returns what was released, with the owners that had it
+   * @param options.limit - the most claims to answer
+   * @returns claims whose lease has expired, those first that expired first
    */
-  releaseExpired(options: {
+  expired(options: { now: number; limit: number }): Promise<ScheduleClaim[]>
+
+  /**
+   * Releases a claim whose lease has expired; what was due is due again.
+   *
+   * @param now - Unix milliseconds
+   * @returns false when it is somebody else's, or its lease has not expired
+   */
+  release(
+    space: string,
+    account: string,
+    owner: string,
     now: number
-    limit: number
-  }): Promise<{ space: string; account: string; owner: string }[]>
+  ): Promise<boolean>
 }
 
 /** A request that a user has to conclude at the host of an account. */

@@ -374,6 +374,15 @@ export const migrations: Record<string, Migration> = {
       await db.schema.alterTable('grants').addColumn('answer', bytes).execute()
     },
   },
+
+  '0013-claims-that-have-begun': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .alterTable('schedules')
+        .addColumn('begun', 'bigint')
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

@@ -6,6 +6,7 @@ import type {
   RunError,
   Schedule,
   ScheduleDecision,
+  ScheduleDeferral,
   ScheduleStore,
 } from './interface.ts'
 import { fromJSON, toBytes, toJSON } from './rows.ts'
@@ -36,7 +37,16 @@ const COLUMNS = [
   'schedules.updated',
   'schedules.owner',
   'schedules.lease_expiration',
+  'schedules.begun',
 ] as const
+
+/** What a schedule is that nobody has claimed. */
+const NO_CLAIM = {
+  owner: null,
+  lease_expiration: null,
+  claimed_version: null,
+  begun: null,
+} as const
 
 /** Somebody else made the schedule between the look and the decision. */
 const CONFLICT = Symbol('conflict')
@@ -107,13 +117,21 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
     },
 
     async figures({ now, ending, limit }) {
-      const due = db
-        .selectFrom('schedules')
-        .where(unclaimed)
-        .where('next', '<=', now)
-      const { oldest } = await due
-        .select((schedules) => schedules.fn.min('next').as('oldest'))
-        .executeTakeFirstOrThrow()
+      // Each in an index of its own.
+      const due = [unclaimed, sql<SqlBool>`${claimed} and begun is null`].map(
+        (which) =>
+          db.selectFrom('schedules').where(which).where('next', '<=', now)
+      )
+      let count = 0
+      let oldest: number | undefined
+      for (const each of due) {
+        const { first } = await each
+          .select((schedules) => schedules.fn.min('next').as('first'))
+          .executeTakeFirstOrThrow()
+        if (first === null) continue
+        oldest = Math.min(oldest ?? Infinity, Number(first))
+        count += await countRows(db, each.select('space').limit(limit))
+      }
       const endings: number[] = []
       for (const end of ending) {
         endings.push(
@@ -131,8 +149,8 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
         )
       }
       return {
-        due: await countRows(db, due.select('space').limit(limit)),
-        ...(oldest === null ? {} : { oldest: Number(oldest) }),
+        due: Math.min(count, limit),
+        ...(oldest === undefined ? {} : { oldest }),
         ending: endings,
       }
     },
@@ -181,10 +199,28 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
           .map(toSchedule)
           .sort((one, other) => (one.next ?? 0) - (other.next ?? 0))
         if (schedules.length > 0) {
-          await inTransaction?.(schedules, transaction)
+          const deferred = await inTransaction?.(schedules, transaction)
+          if (deferred && deferred.length > 0) {
+            await defer(transaction, owner, deferred)
+          }
         }
         return schedules
       })
+    },
+
+    async begin(space, account, owner, { leaseExpiration, now }) {
+      const row = await db
+        .updateTable('schedules')
+        .set({
+          lease_expiration: leaseExpiration,
+          begun: sql<number>`coalesce(begun, ${now})`,
+        })
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .where(ownedBy(owner))
+        .returning(COLUMNS)
+        .executeTakeFirst()
+      return row && toSchedule(row)
     },
 
     async renewLease(space, account, owner, leaseExpiration) {
@@ -208,9 +244,7 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
           next: unlessDecided('next', dueTime(settlement)),
           ...(lastRun ? { last_run: JSON.stringify(lastRun) } : {}),
           ...(host === undefined ? {} : { host }),
-          owner: null,
-          lease_expiration: null,
-          claimed_version: null,
+          ...NO_CLAIM,
           updated: now,
         })
         .where('space', '=', space)
@@ -220,34 +254,51 @@ export function createScheduleStore(db: Kysely<Tables>): ScheduleStore {
       return numUpdatedRows > 0n
     },
 
-    async releaseExpired({ now, limit }) {
-      return db.transaction().execute(async (transaction) => {
-        const expired = await transaction
-          .selectFrom('schedules')
-          .select(['space', 'account', 'owner'])
-          .where(claimed)
-          .where('lease_expiration', '<=', now)
-          .orderBy('lease_expiration')
-          .limit(limit)
-          .forUpdate()
-          .skipLocked()
-          .execute()
-        for (const { space, account } of expired) {
-          await transaction
-            .updateTable('schedules')
-            .set({ owner: null, lease_expiration: null, claimed_version: null })
-            .where('space', '=', space)
-            .where('account', '=', account)
-            .execute()
-        }
-        return expired.map(({ space, account, owner }) => ({
-          space,
-          account,
-          owner: owner ?? '',
-        }))
-      })
+    async expired({ now, limit }) {
+      const rows = await db
+        .selectFrom('schedules')
+        .select(['space', 'account', 'owner'])
+        .where(claimed)
+        .where('lease_expiration', '<=', now)
+        .orderBy('lease_expiration')
+        .limit(limit)
+        .execute()
+      return rows.map(({ owner, ...row }) => ({ ...row, owner: owner ?? '' }))
+    },
+
+    async release(space, account, owner, now) {
+      const { numUpdatedRows } = await db
+        .updateTable('schedules')
+        .set(NO_CLAIM)
+        .where('space', '=', space)
+        .where('account', '=', account)
+        .where(ownedBy(owner))
+        .where('lease_expiration', '<=', now)
+        .executeTakeFirst()
+      return numUpdatedRows > 0n
     },
   }
+}
+
+/** In one statement: a large host that is away must not hold up others. */
+async function defer(
+  db: Kysely<Tables>,
+  owner: string,
+  deferrals: ScheduleDeferral[]
+): Promise<void> {
+  const rows = deferrals.map(
+    ({ space, account, next }) =>
+      sql`(${space}, ${account}, cast(${next} as bigint))`
+  )
+  await sql`
+    with deferred (space, account, next) as (values ${sql.join(rows)})
+    update schedules
+    set next = deferred.next, owner = null, lease_expiration = null,
+      claimed_version = null
+    from deferred
+    where schedules.space = deferred.space
+      and schedules.account = deferred.account
+      and coalesce(schedules.owner, '') = ${owner}`.execute(db)
 }
 
 async function decideOnce(
@@ -280,6 +331,7 @@ async function decideOnce(
       .set((schedules) => ({
         ...values,
         ...given,
+        ...(decision.unclaims ? NO_CLAIM : {}),
         version: schedules('version', '+', 1),
       }))
       .where('space', '=', space)
@@ -371,5 +423,6 @@ function toSchedule(row: SelectedRow): Schedule {
     updated: row.updated,
     owner: row.owner ?? undefined,
     leaseExpiration: row.lease_expiration ?? undefined,
+    begun: row.begun ?? undefined,
   }
 }

@@ -119,6 +119,8 @@ export interface ScheduleRow {
   lease_expiration: number | null
   /** The version that was claimed. */
   claimed_version: number | null
+  /** When somebody began with what is claimed. */
+  begun: number | null
 }
 
 export interface GrantRequestRow {

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import fc from 'fast-check'
+import type { SchedulerPolicy } from '../../src/scheduler/index.ts'
 import type { RunError } from '../../src/stores/index.ts'
 import {
   accountOf,
@@ -150,6 +151,178 @@ describe('scheduler, in fake time', function () {
     assert.ok(again?.ended)
     await world.time.pass(10 * HOUR)
     assert.equal(world.runs.length, 12)
+  })
+
+  it('does not make a backup again that was made before a kill', async () => {
+    await using world = await startWorld()
+    const { next = 0 } = await world.schedule(ALICE, { every: DAY / SECOND })
+    const { schedules } = world.stores
+    const { settle } = schedules
+    let isKilled = false
+    // Killed when the run has ended, and nobody has noted that.
+    schedules.settle = (...input) =>
+      isKilled || !input[3].lastRun
+        ? settle(...input)
+        : new Promise(() => (isKilled = true))
+    await world.time.pass(next - world.time.now() + HOUR)
+    assert.ok(isKilled)
+    await world.kill()
+    world.start()
+    await world.time.pass(2 * HOUR)
+    assert.equal(world.runs.length, 1)
+    const { lastRun, next: then } = await world.present(ALICE)
+    assert.equal(lastRun?.outcome, 'incremental')
+    assert.equal(then, next + DAY)
+  })
+
+  it('does nothing with a job whose schedule was settled before a kill', async () => {
+    await using world = await startWorld()
+    const { next = 0 } = await world.schedule(ALICE, { every: DAY / SECOND })
+    const { schedules } = world.stores
+    const { settle } = schedules
+    let isKilled = false
+    schedules.settle = async (...input) => {
+      const isOurs = await settle(...input)
+      if (isKilled || !input[3].lastRun) return isOurs
+      isKilled = true
+      return new Promise(() => {})
+    }
+    await world.time.pass(next - world.time.now() + HOUR)
+    assert.ok(isKilled)
+    await world.kill()
+    world.start()
+    await world.time.pass(2 * HOUR)
+    assert.equal(world.runs.length, 1)
+    assert.equal((await world.present(ALICE)).next, next + DAY)
+  })
+
+  it('makes nothing up that waited to be tried again when it was paused', async () => {
+    await using world = await startWorld()
+    world.backUp = () => ({ takes: 20 * SECOND, error: HOST_DOWN })
+    const { next = 0 } = await world.schedule(ALICE, { every: DAY / SECOND })
+    await world.time.pass(next - world.time.now() + DELAY + 2 * MINUTE)
+    assert.equal(world.runs.length, 1)
+    await world.pause(ALICE)
+    await world.time.pass(SECOND)
+    const resumed = await world.resume(ALICE)
+    assert.equal(resumed.next, next + DAY)
+    await world.time.pass(12 * HOUR)
+    assert.equal(world.runs.length, 1)
+    assert.equal((await world.present(ALICE)).next, next + DAY)
+  })
+
+  it('keeps the times of a schedule that is made anew during a run of the old', async () => {
+    await using world = await startWorld()
+    world.backUp = () => ({ takes: 3 * HOUR })
+    const { next = 0 } = await world.schedule(ALICE, {
+      every: (30 * DAY) / SECOND,
+    })
+    await world.time.pass(next - world.time.now() + DELAY)
+    assert.equal(world.runs.length, 1)
+    await world.unschedule(ALICE)
+    await world.schedule(ALICE, HOURLY)
+    await world.time.pass(2 * HOUR)
+    world.backUp = () => ({ takes: 20 * SECOND })
+    await world.time.pass(DAY)
+    assert.ok(world.runs.length >= 22, `${world.runs.length} runs`)
+    const present = await world.present(ALICE)
+    assert.ok((present.next ?? 0) - world.time.now() <= HOUR)
+    assertNeverTwiceAtOnce(world.runs)
+  })
+
+  it('does not stop for a run that somebody else had made', async () => {
+    await using world = await startWorld()
+    const error = {
+      name: 'Unauthorized',
+      message: 'that of the other has ended',
+    }
+    world.backUp = () =>
+      world.runs.length === 1
+        ? { takes: 30 * MINUTE, error }
+        : { takes: 20 * SECOND }
+    const { next = 0 } = await world.schedule(ALICE, HOURLY)
+    await world.time.pass(next - world.time.now() - MINUTE)
+    await world.runNow(ALICE)
+    await world.time.pass(HOUR)
+    assert.equal(world.runs.length, 2)
+    const { state, lastRun } = await world.present(ALICE)
+    assert.equal(state, 'active')
+    assert.equal(lastRun?.outcome, 'incremental')
+  })
+
+  it('makes its own run after one of another that had less', async () => {
+    await using world = await startWorld()
+    world.backUp = () => ({ takes: 30 * MINUTE })
+    const { next = 0 } = await world.schedule(ALICE, HOURLY)
+    await world.time.pass(next - world.time.now() - MINUTE)
+    await world.runNow(ALICE, [])
+    await world.time.pass(50 * MINUTE)
+    assert.equal(world.runs.length, 2)
+    assertNeverTwiceAtOnce(world.runs)
+  })
+
+  it('makes each backup once that waits for longer than a claim lasts', async () => {
+    await using world = await startWorld(START, {
+      perHost: 1,
+      outstandingPerHost: 4,
+      sweep: 5 * SECOND,
+    })
+    const accounts = Array.from({ length: 12 }, (_, at) =>
+      accountOf('abcdefghijkl'[at]!)
+    )
+    world.backUp = () => ({ takes: 3 * MINUTE })
+    const daily = { every: DAY / SECOND }
+    for (const account of accounts) await world.schedule(account, daily)
+    await world.time.pass(2 * DAY)
+    await world.kill()
+    // All are due at once, and one after the other takes longer than a lease.
+    await world.time.pass(26 * HOUR)
+    const before = world.runs.length
+    world.start()
+    await world.time.pass(3 * HOUR)
+    const made = world.runs.slice(before)
+    assert.equal(new Set(made.map(({ account }) => account)).size, 12)
+    assert.ok(made.length <= 13, `${made.length} runs`)
+    for (const account of accounts) {
+      const { lastRun } = await world.present(account)
+      assert.ok(lastRun && lastRun.finished > world.time.now() - 3 * HOUR)
+    }
+  })
+
+  it('makes a run again that could not reach the Space', async () => {
+    await using world = await startWorld()
+    const error = { name: 'SpaceUnavailableError', message: 'status 503' }
+    world.backUp = () =>
+      world.runs.length === 1
+        ? { takes: 20 * SECOND, error }
+        : { takes: 20 * SECOND }
+    const { next = 0 } = await world.schedule(ALICE, {
+      every: (30 * DAY) / SECOND,
+    })
+    await world.time.pass(next - world.time.now() + HOUR)
+    assert.equal(world.runs.length, 2)
+    assert.equal((await world.present(ALICE)).lastRun?.outcome, 'incremental')
+  })
+
+  it('goes on at the next time after a job was given up', async () => {
+    await using world = await startWorld()
+    const { runs } = world.stores
+    const { next = 0 } = await world.schedule(ALICE, { every: DAY / SECOND })
+    const { get, list } = runs
+    let failures = 0
+    runs.list = async () => []
+    runs.get = async () => {
+      failures++
+      throw new TypeError('a bug')
+    }
+    await world.time.pass(next - world.time.now() + 3 * HOUR)
+    assert.equal(failures, POLICY.attempts)
+    Object.assign(runs, { get, list })
+    const present = await world.present(ALICE)
+    assert.equal(present.state, 'active')
+    assert.equal(present.next, next + DAY)
+    await world.time.pass(DAY)
+    assert.equal((await world.present(ALICE)).lastRun?.outcome, 'incremental')
   })
 
   it('stops when the delegation ends, and goes on when it is renewed', async () => {
@@ -390,8 +563,11 @@ describe('scheduler, in fake time', function () {
   })
 })
 
-async function startWorld(start = START): Promise<World> {
-  const world = await World.create(start)
+async function startWorld(
+  start = START,
+  policy: Partial<SchedulerPolicy> = {}
+): Promise<World> {
+  const world = await World.create(start, policy)
   world.start()
   return world
 }

@@ -98,22 +98,32 @@ export class World implements AsyncDisposable {
   #killService = () => {}
   #invocations = 0
 
+  readonly #policy: SchedulerPolicy
+
   private constructor(
     time: FakeTime,
     stores: Stores,
     actors: { agent: Signer; space: ed25519.EdSigner },
+    policy: SchedulerPolicy,
     connection: (kick: () => void) => Connection
   ) {
     this.time = time
     this.agent = actors.agent
     this.space = actors.space
     this.stores = stores
+    this.#policy = policy
     const made = connection(() => this.#kick())
     this.#connection = () => made
   }
 
-  /** @param start - Unix milliseconds at which the service starts */
-  static async create(start: number): Promise<World> {
+  /**
+   * @param start - Unix milliseconds at which the service starts
+   * @param policy - changes of the policy
+   */
+  static async create(
+    start: number,
+    policy: Partial<SchedulerPolicy> = {}
+  ): Promise<World> {
     const time = new FakeTime(start)
     const [agent, space] = await Promise.all([actor(1), actor(2)])
     const stores = await openStores({ path: ':memory:' })
@@ -161,7 +171,8 @@ export class World implements AsyncDisposable {
         share: async () => ({ ok: { backups: 0, closed: 0, unreadable: 0 } }),
       },
     })
-    return new World(time, stores, { agent, space }, (kickWorld) => {
+    const changed = { ...POLICY, ...policy }
+    return new World(time, stores, { agent, space }, changed, (kickWorld) => {
       kick = kickWorld
       return connect({
         id,
@@ -197,7 +208,7 @@ export class World implements AsyncDisposable {
       },
       time,
       logger,
-      policy: POLICY,
+      policy: this.#policy,
     })
     scheduler.sweep()
     scheduler.work({ concurrency: 1_000 })
@@ -286,6 +297,29 @@ export class World implements AsyncDisposable {
     )
     if (error) throw new Error(`${error.name}: ${error.message}`)
     return ok.schedule
+  }
+
+  /** Has a backup made now, by somebody who is no schedule. */
+  async runNow(account: AccountDID, include?: 'blobs'[]) {
+    const { error } = await Backup.run(
+      this.#config,
+      {
+        account,
+        ...(include ? { include } : {}),
+        delegation: await this.allow(),
+      },
+      this.#options
+    )
+    if (error) throw new Error(`${error.name}: ${error.message}`)
+  }
+
+  async unschedule(account: AccountDID) {
+    const { error } = await Backup.unschedule(
+      this.#config,
+      { account },
+      this.#options
+    )
+    if (error) throw new Error(`${error.name}: ${error.message}`)
   }
 
   /** @param end - Unix milliseconds at which the pause ends by itself */

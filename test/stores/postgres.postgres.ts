@@ -170,8 +170,11 @@ describe('stores on PostgreSQL', () => {
       const settlement = { state: 'active', next: now * 2, now } as const
       await schedules.settle(space, account, 'one', settlement)
     }
-    const release = { now: now + 1000, limit: 100 }
-    assert.equal((await schedules.releaseExpired(release)).length, 6)
+    const expired = await schedules.expired({ now: now + 1000, limit: 100 })
+    assert.equal(expired.length, 6)
+    for (const { space, account, owner } of expired) {
+      assert.ok(await schedules.release(space, account, owner, now + 1000))
+    }
     // A connection hands its statistics over some time after its end.
     await stores[Symbol.asyncDispose]()
     const scans = new Map<string, number>()

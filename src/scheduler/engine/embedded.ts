@@ -11,7 +11,7 @@ import type {
 } from './interface.ts'
 import { ENGINE_POLICY } from './policy.ts'
 import type { Claim, ClaimedJob, JobQueue } from './queue.ts'
-import { attemptOf } from './queue.ts'
+import { attemptOf, priorityAfter } from './queue.ts'
 import { createEngine } from './worker.ts'
 
 type JobRow = Tables['jobs']
@@ -100,6 +100,7 @@ function createQueue(
           lease_expiration: null,
           start_after: now + ending.retry,
           excused: claim.excused + (ending.excused ? 1 : 0),
+          priority: priorityAfter(job, ending),
         })
       }
       return database.transaction().execute(async (transaction) => {
@@ -120,6 +121,19 @@ function createQueue(
         .groupBy(host)
         .execute()
       return new Map(rows.map(({ host, jobs }) => [host, Number(jobs)]))
+    },
+
+    async live(keys) {
+      const rows = await database
+        .selectFrom('jobs')
+        .select('key')
+        .where(
+          'key',
+          'in',
+          sql<string>`(select value from json_each(${JSON.stringify(keys)}))`
+        )
+        .execute()
+      return new Set(rows.map(({ key }) => key))
     },
 
     async counts() {

@@ -130,6 +130,9 @@ export interface JobEngine extends AsyncDisposable {
    */
   outstanding(options?: { maxAge?: number }): Promise<Map<string, number>>
 
+  /** @returns those of the keys whose job is live */
+  live(keys: string[]): Promise<Set<string>>
+
   counts(): Promise<JobCounts>
 
   /** @returns jobs that were given up, the newest first */

@@ -19,7 +19,7 @@ import type {
 } from './interface.ts'
 import { ENGINE_POLICY } from './policy.ts'
 import type { Claim, ClaimedJob, JobQueue } from './queue.ts'
-import { attemptOf } from './queue.ts'
+import { attemptOf, priorityAfter } from './queue.ts'
 import { createEngine } from './worker.ts'
 
 /** One queue for all kinds: slots are held across them. */
@@ -199,8 +199,10 @@ async function openQueue(
           const failed = await boss.fail(QUEUE, attempt, null, options)
           if (!settledIds(failed).has(claim.id)) return false
           const excused = claim.excused + (ending.excused ? 1 : 0)
-          await boss.update(QUEUE, toPayload(job, excused), {
+          const priority = priorityAfter(job, ending)
+          await boss.update(QUEUE, toPayload({ ...job, priority }, excused), {
             id: claim.id,
+            priority,
             startAfter: toInterval(ending.retry),
             ...options,
           })
@@ -219,6 +221,15 @@ async function openQueue(
         select split_part(singleton_key, '/', 1) as host, count(*) as jobs
         from ${table} where state < 'completed' group by 1`.execute(database)
       return new Map(rows.map(({ host, jobs }) => [host, Number(jobs)]))
+    },
+
+    async live(keys) {
+      const { rows } = await sql<{ key: string }>`
+        select data ->> 'key' as key from ${table}
+        where state < 'completed' and data ->> 'key' = any(${keys})`.execute(
+        database
+      )
+      return new Set(rows.map(({ key }) => key))
     },
 
     async counts() {

@@ -19,6 +19,7 @@ export interface JobQueue {
   settle(claimed: ClaimedJob, ending: Unfinished): Promise<boolean>
 
   outstanding(): Promise<Map<string, number>>
+  live(keys: string[]): Promise<Set<string>>
   counts(): Promise<JobCounts>
   deadLetters(limit: number): Promise<DeadLetter[]>
   close(): Promise<void>
@@ -41,8 +42,19 @@ export interface ClaimedJob {
 /** How a claim ends whose job is not done. */
 export type Unfinished =
   /** Back into the queue, for so many milliseconds. */
-  | { retry: number; excused: boolean }
+  | { retry: number; excused: boolean; isLast?: boolean }
   | { dead: { name: string; message: string } }
+
+/** Below all that anybody asks for. */
+export const LAST = -1_000
+
+/** The priority that a job has from now on. */
+export function priorityAfter(
+  { priority }: Job,
+  { isLast = false }: { isLast?: boolean }
+): number {
+  return isLast ? LAST : priority
+}
 
 export function attemptOf({ claims, excused }: Claim): number {
   return claims - excused

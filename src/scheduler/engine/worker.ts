@@ -206,7 +206,8 @@ export function createEngine(
     if (error instanceof RetryLaterError) {
       const { later } = error
       const wait = 'after' in later ? later.after : later.at - time.now()
-      return { retry: Math.max(0, wait), excused: true }
+      const { isLast } = error
+      return { retry: Math.max(0, wait), excused: true, isLast }
     }
     const decide: RetryPolicy = options.retryPolicy ?? defaultRetryPolicy
     const decision = decide(error, job.attempt)
@@ -363,6 +364,7 @@ export function createEngine(
       return new Map(counted.byHost)
     },
 
+    live: async (keys) => (keys.length === 0 ? new Set() : queue.live(keys)),
     counts: () => queue.counts(),
     deadLetters: (limit) => queue.deadLetters(limit),
     drain,

@@ -38,6 +38,7 @@ export const scheduleStoreContract: Contract = {
       updated: now,
       owner: undefined,
       leaseExpiration: undefined,
+      begun: undefined,
     })
     assert.deepEqual(await schedules.get(alice, account), schedule)
     assert.deepEqual(await schedules.delegation(alice, account), delegation)
@@ -414,38 +415,108 @@ export const scheduleStoreContract: Contract = {
     await put(stores)
     await put(stores, { next: now + HOUR }, { space: bob })
     await schedules.claimDue(claim)
-    const at = (time: number) =>
-      schedules.releaseExpired({ now: time, limit: 10 })
+    const at = (time: number) => schedules.expired({ now: time, limit: 10 })
+    const release = (owner: string, time: number) =>
+      schedules.release(alice, account, owner, time)
     assert.deepEqual(await at(now + lease - 1), [])
     await schedules.renewLease(alice, account, 'one', now + 2 * lease)
     assert.deepEqual(await at(now + lease), [])
+    assert.equal(await release('one', now + lease), false)
     // Nobody else takes it before it is released.
     const late = { ...claim, now: now + 3 * lease, owner: 'two' }
     assert.deepEqual(await schedules.claimDue(late), [])
     assert.deepEqual(await at(now + 2 * lease), [
       { space: alice, account, owner: 'one' },
     ])
+    assert.equal(await release('two', now + 2 * lease), false)
+    assert.equal(await release('one', now + 2 * lease), true)
+    assert.equal(await release('one', now + 2 * lease), false)
     assert.deepEqual(await at(now + 2 * lease), [])
     const [schedule] = await schedules.claimDue(late)
     assert.equal(schedule?.owner, 'two')
     assert.equal(schedule?.next, decisionOf().next)
   },
 
-  'claims are released those first that expired first': async (
-    assert,
-    stores
-  ) => {
+  'claims are found those first that expired first': async (assert, stores) => {
     const { schedules } = stores
     for (const [index, of] of ['a', 'b', 'c'].entries()) {
       await put(stores, {}, { of })
       await schedules.claimDue({ ...claim, lease: lease - index })
     }
-    const release = async () =>
-      (await schedules.releaseExpired({ now: now + lease, limit: 2 })).map(
-        (released) => released.account
-      )
-    assert.deepEqual(await release(), ['c', 'b'])
-    assert.deepEqual(await release(), ['a'])
+    const expired = await schedules.expired({ now: now + lease, limit: 2 })
+    assert.deepEqual(
+      expired.map(({ account }) => account),
+      ['c', 'b']
+    )
+  },
+
+  'some of what is due may be due later instead': async (assert, stores) => {
+    const { schedules } = stores
+    const names = ['a', 'b', 'c']
+    for (const name of names) await put(stores, {}, { of: name })
+    const at = { a: now + 7, c: 2 ** 41 } as Record<string, number>
+    await schedules.claimDue(claim, async (due) =>
+      due.flatMap(({ space, account }) => {
+        const next = at[account]
+        return next === undefined ? [] : [{ space, account, next }]
+      })
+    )
+    for (const name of names) {
+      const schedule = await schedules.get(alice, name)
+      assert.equal(schedule?.owner, name === 'b' ? 'one' : undefined)
+      assert.equal(schedule?.next, at[name] ?? decisionOf().next)
+      assert.equal(schedule?.state, 'active')
+    }
+    const again = await schedules.claimDue({ ...claim, now: now + 7 })
+    assert.deepEqual(
+      again.map(({ account }) => account),
+      ['a']
+    )
+    // Of a claim that is somebody else's nothing is put off.
+    await schedules.claimDue(
+      { ...claim, now: 2 ** 41, owner: 'two' },
+      async () => [{ space: alice, account: 'b', next: 1 }]
+    )
+    assert.equal((await schedules.get(alice, 'b'))?.owner, 'one')
+  },
+
+  'who has the claim may begin, and go on': async (assert, stores) => {
+    const { schedules } = stores
+    const begin = (owner: string, now: number) =>
+      schedules.begin(alice, account, owner, { leaseExpiration: now + 1, now })
+    assert.equal(await begin('one', now), undefined)
+    await put(stores)
+    assert.equal(await begin('one', now), undefined)
+    await schedules.claimDue(claim)
+    assert.equal(await begin('two', now), undefined)
+    const begun = await begin('one', now)
+    assert.equal(begun?.begun, now)
+    assert.equal(begun?.leaseExpiration, now + 1)
+    assert.deepEqual(await schedules.get(alice, account), begun)
+    assert.equal((await begin('one', now + 5))?.begun, now)
+    const settlement = { state: 'active', next: now, now } as const
+    await schedules.settle(alice, account, 'one', settlement)
+    assert.equal(await begin('one', now), undefined)
+    const [claimed] = await schedules.claimDue({ ...claim, owner: 'two' })
+    assert.equal(claimed?.begun, undefined)
+  },
+
+  'a decision may take a claim away': async (assert, stores) => {
+    const { schedules } = stores
+    await put(stores)
+    await schedules.claimDue(claim)
+    await schedules.begin(alice, account, 'one', { leaseExpiration: now, now })
+    const next = now + HOUR
+    const decided = await put(stores, { next, unclaims: true })
+    assert.equal(decided?.owner, undefined)
+    assert.equal(decided?.begun, undefined)
+    const settlement = { state: 'active', next: now, now } as const
+    assert.equal(
+      await schedules.settle(alice, account, 'one', settlement),
+      false
+    )
+    assert.equal((await schedules.get(alice, account))?.next, next)
+    assert.deepEqual(await schedules.claimDue(claim), [])
   },
 
   'figures count what is due and what is about to end, up to a limit': async (
@@ -479,11 +550,19 @@ export const scheduleStoreContract: Contract = {
       oldest: now - 5,
       ending: [1, 1],
     })
-    await schedules.claimDue({ ...claim, limit: 1 })
-    assert.deepEqual(await schedules.figures({ now, ending: [], limit: 10 }), {
-      due: 1,
-      oldest: now,
-      ending: [],
-    })
+    const waiting = async () => {
+      const { due, oldest } = await schedules.figures({
+        now,
+        ending: [],
+        limit: 10,
+      })
+      return { due, oldest }
+    }
+    // What is claimed waits until somebody begins with it.
+    const [first] = await schedules.claimDue({ ...claim, limit: 1 })
+    assert.deepEqual(await waiting(), { due: 2, oldest: now - 5 })
+    const options = { leaseExpiration: now + 1, now }
+    await schedules.begin(alice, first!.account, 'one', options)
+    assert.deepEqual(await waiting(), { due: 1, oldest: now })
   },
 }
