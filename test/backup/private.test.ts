@@ -10,6 +10,7 @@ import {
 } from '../../src/atproto/index.ts'
 import {
   chunksOf,
+  GatewayError,
   openBackup,
   PartNotGrantedError,
   recordChange,
@@ -24,6 +25,9 @@ import {
 } from '../../src/backup/index.ts'
 import { Backup as Protocol } from '../../src/capabilities/index.ts'
 import { createNativeSha256 } from '../../src/node/index.ts'
+import { createPrivateContext } from '../../src/service/private.ts'
+import { SpaceUnreadableError } from '../../src/service/grant-errors.ts'
+import { StoreUnavailableError } from '../../src/stores/index.ts'
 import {
   createRecoveryIdentity,
   deriveIdentity,
@@ -233,7 +237,10 @@ describe('private parts of backups', () => {
     return Buffer.from(await collect(chunksOf(stream))).toString()
   }
 
-  async function authorize(signer: typeof agent): Promise<void> {
+  async function authorize(
+    signer: typeof agent,
+    { seq = 1, expiration = 1_800_000_000 } = {}
+  ): Promise<void> {
     const recipient = await recipientOf(await identityOf(signer))
     await recordChange(owner.context, (fetcher, state) =>
       setAuthorization(fetcher, state, {
@@ -241,8 +248,8 @@ describe('private parts of backups', () => {
         agent: signer.did(),
         authorization: {
           sealed: Uint8Array.of(1),
-          expiration: 1_800_000_000,
-          seq: 1,
+          expiration,
+          seq,
           recipient,
         },
       })
@@ -473,19 +480,7 @@ describe('private parts of backups', () => {
   it('are not sealed for an agent whose authorization was revoked', async () => {
     const phone = await ed25519.generate()
     await authorize(phone)
-    const recipient = await recipientOf(await identityOf(phone))
-    await recordChange(owner.context, (fetcher, state) =>
-      setAuthorization(fetcher, state, {
-        account: alice.did as DID,
-        agent: phone.did(),
-        authorization: {
-          sealed: Uint8Array.of(1),
-          expiration: 0,
-          seq: 2,
-          recipient,
-        },
-      })
-    )
+    await authorize(phone, { seq: 2, expiration: 0 })
     await owner.backUp(alice.did, { with: privately(await logIn()) })
     await assert.rejects(open('preferences', await identityOf(phone)), {
       name: 'UnsealError',
@@ -545,6 +540,94 @@ describe('private parts of backups', () => {
       assert.deepEqual(ended.private?.mutes, {
         outcome: 'not-granted',
         detail: 'authorize again',
+      })
+    })
+
+    it('say nothing of what failed here, for it is in the Space for ever', async () => {
+      const secret = new Error('connect ECONNREFUSED db.internal:5432')
+      const untold = {
+        outcome: 'failed',
+        detail:
+          'the program that made the backup failed, and its log has the reason',
+      }
+      const session = await logIn()
+      for (const [changes, warning] of [
+        [
+          { session: () => Promise.reject(secret) },
+          'the grant of the account could not be used',
+        ],
+        [
+          { identity: () => Promise.reject(secret) },
+          'private parts could not be backed up',
+        ],
+        [
+          { reader: { read: () => Promise.reject(secret) } },
+          'mutes could not be backed up',
+        ],
+      ] as const) {
+        const told: [string, unknown][] = []
+        await alice.agent.post({ text: 'something new' })
+        const { private: outcomes } = await owner.backUp(alice.did, {
+          with: {
+            ...privately(session, changes),
+            onWarning: (message, error) => told.push([message, error]),
+          },
+        })
+        assert.deepEqual(outcomes?.mutes, untold)
+        assert.deepEqual((await latest()).value.private?.mutes, untold)
+        assert.ok(
+          told.some(([message, error]) => {
+            return message === warning && error === secret
+          })
+        )
+      }
+      assert.ok(!(await bytesInSpace()).includes('db.internal'))
+    })
+
+    it('say why where the words are ours', async () => {
+      const { private: outcomes } = await owner.backUp(alice.did, {
+        with: privately(undefined, {
+          session: () => Promise.reject(new GatewayError('try again later')),
+        }),
+      })
+      assert.deepEqual(outcomes?.mutes, {
+        outcome: 'failed',
+        detail: 'try again later',
+      })
+    })
+
+    it('end the run when the store of the grants is away, and it leaves nothing', async () => {
+      const away = new StoreUnavailableError(
+        'the database at db.internal:5432 cannot be reached'
+      )
+      const contextOf = (open: () => Promise<never>) =>
+        createPrivateContext({ agent, space: owner.space, keeper: { open } })
+      const before = await owner.state()
+      await assert.rejects(
+        owner.backUp(alice.did, {
+          with: { private: contextOf(() => Promise.reject(away)) },
+        }),
+        away
+      )
+      const session = await logIn()
+      const { endsRun } = contextOf(() => Promise.reject(away))
+      await assert.rejects(
+        owner.backUp(alice.did, {
+          with: privately(
+            { ...session, fetch: () => Promise.reject(away) },
+            { endsRun: endsRun! }
+          ),
+        }),
+        away
+      )
+      assert.deepEqual(await owner.state(), before)
+      const unreadable = new SpaceUnreadableError('try again later')
+      const { private: outcomes } = await owner.backUp(alice.did, {
+        with: { private: contextOf(() => Promise.reject(unreadable)) },
+      })
+      assert.deepEqual(outcomes?.mutes, {
+        outcome: 'failed',
+        detail: 'try again later',
       })
     })
 
