@@ -5,6 +5,7 @@ import PQueue from 'p-queue'
 import {
   encodeJSONText,
   findRecovery,
+  isInForce,
   isPlain,
   isSealed,
   listAuthorizations,
@@ -41,6 +42,7 @@ import type {
   SealedPart,
   Spool,
   State,
+  Time,
 } from './interface.ts'
 import type { Packer } from './packer.ts'
 import type { BackupReader } from './read.ts'
@@ -134,6 +136,7 @@ export interface PrivateOptions {
   createSpool: CreateSpool
   createSha256: CreateSha256
   signal: AbortSignal
+  time: Pick<Time, 'now'>
   onWarning?: OnWarning | undefined
 }
 
@@ -235,9 +238,10 @@ export class PrivateBackup {
   }
 
   async #prepare(): Promise<void> {
-    const { context, blocks, state, identity, onWarning } = this.#options
+    const { context, blocks, state, identity, time, onWarning } = this.#options
     if (!context || context.plain) return
     this.#own = await context.identity(identity.did)
+    // Whoever else is let go or late, this agent can open what it seals.
     const recipients = new Set([await recipientOf(this.#own)])
     const add = async (recipient: string, whose: string) => {
       try {
@@ -254,10 +258,11 @@ export class PrivateBackup {
     const recovery = await findRecovery(blocks, state, identity.did)
     if (recovery !== undefined) await add(recovery, 'the recovery key')
     const agents = await listAuthorizations(blocks, state, identity.did)
+    const now = time.now()
     for (const { agent, authorization } of agents) {
-      const { recipient, expiration } = authorization
-      // One that was revoked stays where it was, and ended at once.
-      if (recipient !== undefined && expiration > 0) await add(recipient, agent)
+      const { recipient } = authorization
+      if (recipient === undefined) continue
+      if (isInForce(authorization, now)) await add(recipient, agent)
     }
     this.#recipients = [...recipients].sort()
   }

@@ -451,12 +451,13 @@ async function readPrivate(
     'parts' | 'identity' | 'access' | 'blocks' | 'state' | 'signal'
   > & { previous: PreviousBackup | undefined }
 ): Promise<PrivateBackup> {
-  const { reader, createSha256, createSpool, onWarning } = context
+  const { reader, createSha256, createSpool, time, onWarning } = context
   const parts = new PrivateBackup({
     ...options,
     context: context.private,
     createSha256,
     createSpool,
+    time,
     onWarning,
     previous:
       previous &&

@@ -50,6 +50,7 @@ export {
   decodeAuthorizations,
   encodeAuthorization,
   encodeAuthorizations,
+  isInForce,
   readAuthorization,
   readAuthorizations,
 } from './authorization.ts'

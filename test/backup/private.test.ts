@@ -14,6 +14,7 @@ import {
   openBackup,
   PartNotGrantedError,
   recordChange,
+  shareParts,
   streamOf,
   verifyBackup,
   type AccountSession,
@@ -256,6 +257,23 @@ describe('private parts of backups', () => {
     )
   }
 
+  /** Shares what this agent can open with another one. */
+  async function share(signer: typeof agent, now = Date.now()) {
+    const { reader, state } = await readState(network, owner)
+    return shareParts(
+      {
+        blocks: reader,
+        state,
+        reader,
+        identity: (account) => identityOf(agent, account),
+        record: (change) => recordChange(owner.context, change),
+        createSha256: createNativeSha256,
+        time: { now: () => now },
+      },
+      { account: alice.did as DID, agent: signer.did() }
+    )
+  }
+
   /** All bytes that the Space has. */
   async function bytesInSpace(): Promise<Buffer> {
     const blobs = await network.storacha.blobs(owner.space)
@@ -485,6 +503,58 @@ describe('private parts of backups', () => {
     await assert.rejects(open('preferences', await identityOf(phone)), {
       name: 'UnsealError',
     })
+    await assert.rejects(share(phone), { name: 'AgentNotAuthorizedError' })
+  })
+
+  it('are sealed for an agent until its authorization ends, and again when it is authorized anew', async () => {
+    const phone = await ed25519.generate()
+    const end = 1_800_000_000
+    const request = {
+      with: {
+        ...privately(await logIn()),
+        time: { ...owner.context.time, now: () => now },
+      },
+    }
+    let now = end * 1000 - 1
+    await authorize(phone, { expiration: end })
+    await owner.backUp(alice.did, request)
+    const text = await open('preferences', await identityOf(phone))
+    await share(phone, now)
+
+    now = end * 1000
+    bluesky.answers['app.bsky.graph.getListBlocks'] = page('lists', [
+      list('bad people'),
+    ])
+    await owner.backUp(alice.did, request)
+    await assert.rejects(open('blocked-lists', await identityOf(phone)), {
+      name: 'UnsealError',
+    })
+    await assert.rejects(share(phone, now), {
+      name: 'AgentNotAuthorizedError',
+      message: /that ended on 2027-/,
+    })
+    // Whoever makes it can always open it, and what did not change stays.
+    const own = await identityOf(agent)
+    assert.match(await open('blocked-lists', own), /bad people/)
+    assert.equal(await open('preferences', await identityOf(phone)), text)
+
+    await authorize(phone, { seq: 2, expiration: end + 1 })
+    const { kind } = await owner.backUp(alice.did, request)
+    assert.equal(kind, 'incremental')
+    assert.match(
+      await open('blocked-lists', await identityOf(phone)),
+      /bad people/
+    )
+    assert.equal((await share(phone, now)).backups, 1)
+  })
+
+  it('are sealed for the agent that makes the backup, whatever the Space says of it', async () => {
+    await authorize(agent, { expiration: 0 })
+    await owner.backUp(alice.did, { with: privately(await logIn()) })
+    assert.match(
+      await open('preferences', await identityOf(agent)),
+      new RegExp(SECRET)
+    )
   })
 
   it('have the same names for the service and for hosts as in the Space', () => {
