@@ -82,6 +82,7 @@ export {
 export { DigestTable } from './digest-table.ts'
 export {
   AccountNotFoundError,
+  AgentNotFoundError,
   BackupNotFoundError,
   DecodeError,
   InvalidRecipientError,
@@ -125,6 +126,7 @@ export {
   type AgentAuthorization,
   addBackup,
   addShares,
+  letGo,
   prune,
   removeBackup,
   setAuthorization,
