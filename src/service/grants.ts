@@ -300,6 +300,9 @@ interface Keeping {
 /** Why a grant has ended that is not where it was; it may come back. */
 const LOST = 'GrantLostError'
 
+/** Why a grant has ended whose agent was let go by another one. */
+const LET_GO = 'another agent of the Space has let this one go'
+
 export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   const { agent, grants, oauth, time, logger, policy = GRANT_POLICY } = context
   const contents = createGrantContents(agent)
@@ -534,7 +537,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     let why = 'its authorization is not in the Space any more'
     let options: ErrorOptions | undefined
     if (authorization) {
-      const { seq } = authorization
+      const { seq, expiration } = authorization
       const newestSeq = stored?.seq ?? 0
       try {
         const opened = await contents.openGrant(
@@ -547,7 +550,9 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
           why = 'the Space has only an authorization from before, of no use now'
         } else if (cause instanceof UnsealError) {
           why =
-            'what the Space has in the place of its authorization is not ours'
+            expiration > 0
+              ? 'what the Space has in the place of its authorization is not ours'
+              : LET_GO
         } else throw cause
         options = { cause }
       }
@@ -590,6 +595,17 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       theirs = await contents.openGrant(subject, found)
     } catch (error) {
       log.warn({ err: error }, 'what the Space has is not ours')
+    }
+    if (!theirs && found.expiration <= 0) {
+      // Somebody wants us to go: what we have not written yet must not undo it.
+      log.warn('another agent of the Space has let this one go')
+      const held = ours.grant && { ...ours.grant, seq: stored.seq }
+      const giveBack = held && (await returnOf(subject, held))
+      if (giveBack) await grants.addReturn(giveBack)
+      await end(stored, { name: LOST, message: LET_GO })
+      await grants.published(subject.space, subject.account, stored.seq)
+      if (giveBack) await tellHost(giveBack)
+      return
     }
     if (theirs && theirs.time > ours.time && found.seq > stored.seq) {
       log.warn('the Space has a later grant, which is taken over')

@@ -287,6 +287,47 @@ describe('grants', () => {
     }
   })
 
+  for (const isPending of [false, true]) {
+    it(`end when another agent lets theirs go, ${isPending ? 'also one that is not in the Space yet, which is given back' : 'and begin again by consent'}`, async () => {
+      const time = new HeldTime()
+      const space = new MemorySpace(agent)
+      const did = alice.did as DID
+      let returned = 0
+      const { keeper, authorize, publish } = create({
+        time,
+        space,
+        onRequest: (_url, body) => {
+          if (new URLSearchParams(body).has('token')) returned++
+        },
+      })
+      await authorize(alice)
+      await publish(alice)
+      if (isPending) {
+        time.pass(2 * HOUR)
+        await read(keeper)
+      }
+      await space.letGo(did)
+      if (isPending) assert.equal(await publish(alice), true)
+      assert.equal(returned, isPending ? 1 : 0)
+      for (let time = 0; time < 2; time++) {
+        await assert.rejects(open(keeper), {
+          name: 'ReauthorizeError',
+          message: /another agent of the Space has let this one go/,
+        })
+      }
+      const [listed] = await keeper.list(SPACE)
+      assert.equal(listed?.state, 'ended')
+      assert.equal(await keeper.pending(SPACE, did), undefined)
+      assert.equal((await space.read(did))?.expiration, 0)
+
+      await authorize(alice)
+      await publish(alice)
+      await read(keeper)
+      assert.equal((await keeper.list(SPACE))[0]?.state, 'active')
+      assert.ok((await space.read(did))!.expiration > 0)
+    })
+  }
+
   it('end when the host takes them no more, which is not asked again', async () => {
     const time = new HeldTime()
     let asked = 0
