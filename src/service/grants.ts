@@ -537,7 +537,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     let why = 'its authorization is not in the Space any more'
     let options: ErrorOptions | undefined
     if (authorization) {
-      const { seq, expiration } = authorization
+      const { seq } = authorization
       const newestSeq = stored?.seq ?? 0
       try {
         const opened = await contents.openGrant(
@@ -549,10 +549,9 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         if (cause instanceof ReplayedAuthorizationError) {
           why = 'the Space has only an authorization from before, of no use now'
         } else if (cause instanceof UnsealError) {
-          why =
-            expiration > 0
-              ? 'what the Space has in the place of its authorization is not ours'
-              : LET_GO
+          why = isLetGo(authorization)
+            ? LET_GO
+            : 'what the Space has in the place of its authorization is not ours'
         } else throw cause
         options = { cause }
       }
@@ -590,13 +589,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     }
     const log = logger.child({ ...subject, seq: stored.seq, found: found.seq })
     const ours = await contents.openGrant(subject, { ...stored, sealed })
-    let theirs: OpenedGrant | undefined
-    try {
-      theirs = await contents.openGrant(subject, found)
-    } catch (error) {
-      log.warn({ err: error }, 'what the Space has is not ours')
-    }
-    if (!theirs && found.expiration <= 0) {
+    if (isLetGo(found)) {
       // Somebody wants us to go: what we have not written yet must not undo it.
       log.warn('another agent of the Space has let this one go')
       const held = ours.grant && { ...ours.grant, seq: stored.seq }
@@ -606,6 +599,12 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       await grants.published(subject.space, subject.account, stored.seq)
       if (giveBack) await tellHost(giveBack)
       return
+    }
+    let theirs: OpenedGrant | undefined
+    try {
+      theirs = await contents.openGrant(subject, found)
+    } catch (error) {
+      log.warn({ err: error }, 'what the Space has is not ours')
     }
     if (theirs && theirs.time > ours.time && found.seq > stored.seq) {
       log.warn('the Space has a later grant, which is taken over')
@@ -690,7 +689,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
    * A database that was put back may hold a grant that was refreshed since:
    * the Space knows, where it can be asked.
    *
-   * @returns whether there is a newer grant now
+   * @returns whether there is a newer grant now, or none any more
    */
   const isOutdone = async (stored: StoredGrant): Promise<boolean> => {
     if (!stored.sealed) return false
@@ -699,7 +698,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     const found = await readQuietly(subject)
     if (!found || found.seq <= seq) return false
     await reconcile(stored, found)
-    return (await grants.get(subject.space, subject.account))?.seq !== seq
+    const latest = await grants.get(subject.space, subject.account)
+    return latest?.seq !== seq || latest.state !== 'active'
   }
 
   const refresh = async (
@@ -1250,6 +1250,11 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       while (busy.size > 0) await Promise.allSettled(busy)
     },
   }
+}
+
+/** Whether another agent has put nothing in the place of ours, see `letGo`. */
+function isLetGo({ sealed, expiration }: Authorization): boolean {
+  return sealed.length === 0 && expiration <= 0
 }
 
 function isStale({ status, headers }: Response): boolean {

@@ -287,17 +287,23 @@ describe('grants', () => {
     }
   })
 
-  for (const isPending of [false, true]) {
-    it(`end when another agent lets theirs go, ${isPending ? 'also one that is not in the Space yet, which is given back' : 'and begin again by consent'}`, async () => {
+  for (const [which, isPending, isRefreshed] of [
+    ['that is in the Space', false, false],
+    ['on its way into the Space, which is given back', true, false],
+    ['that is due to be refreshed, which is given back', true, true],
+  ] as const) {
+    it(`end when another agent lets theirs go, one ${which}`, async () => {
       const time = new HeldTime()
       const space = new MemorySpace(agent)
       const did = alice.did as DID
       let returned = 0
+      let refreshes = 0
       const { keeper, authorize, publish } = create({
         time,
         space,
         onRequest: (_url, body) => {
           if (new URLSearchParams(body).has('token')) returned++
+          if (isRefresh(body)) refreshes++
         },
       })
       await authorize(alice)
@@ -307,14 +313,16 @@ describe('grants', () => {
         await read(keeper)
       }
       await space.letGo(did)
-      if (isPending) assert.equal(await publish(alice), true)
-      assert.equal(returned, isPending ? 1 : 0)
+      if (isRefreshed) time.pass(2 * HOUR)
+      else assert.equal(await publish(alice), true)
       for (let time = 0; time < 2; time++) {
         await assert.rejects(open(keeper), {
           name: 'ReauthorizeError',
           message: /another agent of the Space has let this one go/,
         })
       }
+      assert.equal(returned, isPending ? 1 : 0)
+      assert.equal(refreshes, isPending ? 1 : 0)
       const [listed] = await keeper.list(SPACE)
       assert.equal(listed?.state, 'ended')
       assert.equal(await keeper.pending(SPACE, did), undefined)
