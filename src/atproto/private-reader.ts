@@ -544,6 +544,11 @@ function parse<T>(
 }
 
 function toPartError(error: unknown, method: string): unknown {
+  if (error instanceof DOMException && error.name === 'TimeoutError') {
+    return new HostError(`${method} takes too long. Try again later.`, {
+      cause: error,
+    })
+  }
   if (!(error instanceof XrpcError)) return error
   const { status, error: name, detail } = error
   // What else the host says may be private, and outcomes are for all to read.

@@ -5,6 +5,7 @@ import PQueue from 'p-queue'
 import {
   encodeJSONText,
   findRecovery,
+  isInForce,
   isPlain,
   isSealed,
   listAuthorizations,
@@ -18,7 +19,11 @@ import {
 } from '../space/index.ts'
 import { writeUnixFS } from './blob.ts'
 import { bytesEqual } from './bytes.ts'
-import { PartNotGrantedError, PartNotOfferedError } from './errors.ts'
+import {
+  BackupError,
+  PartNotGrantedError,
+  PartNotOfferedError,
+} from './errors.ts'
 import type {
   AbsentPart,
   AccountReader,
@@ -37,6 +42,7 @@ import type {
   SealedPart,
   Spool,
   State,
+  Time,
 } from './interface.ts'
 import type { Packer } from './packer.ts'
 import type { BackupReader } from './read.ts'
@@ -47,6 +53,9 @@ import { chunksOf, streamOf } from './streams.ts'
 const CONCURRENCY = 3
 /** What is read of a spool at once, in bytes. */
 const CHUNK_SIZE = 1024 * 1024
+/** What is told of an error that is not one of ours, and may name anything. */
+const UNTOLD =
+  'the program that made the backup failed, and its log has the reason'
 
 /** What a run needs of the world for what only the owner may read. */
 export interface PrivateContext {
@@ -66,6 +75,11 @@ export interface PrivateContext {
   /** The agent's own identity, see `deriveIdentity`. */
   identity(account: DID): Promise<CryptoKey>
   /**
+   * Whether the run ends with an error, for whoever runs it to try again. All
+   * others are of one part alone, and are noted in its place.
+   */
+  endsRun?: (error: unknown) => boolean
+  /**
    * Seals nothing: everybody who knows the Space reads it. Only where the user
    * says so.
    */
@@ -76,11 +90,20 @@ export interface PrivateContext {
 export type Access =
   { session: AccountSession } | { session?: undefined; absent: AbsentPart }
 
-/** Opens the way into an account; there may be none, which ends nothing. */
+type OnWarning = (message: string, error: unknown) => void
+
+/**
+ * Opens the way into an account; there may be none, which ends nothing.
+ *
+ * @throws what {@link PrivateContext.endsRun} says of
+ */
 export async function openAccess(
   context: PrivateContext | undefined,
   account: DID,
-  signal: AbortSignal
+  {
+    signal,
+    onWarning,
+  }: { signal: AbortSignal; onWarning?: OnWarning | undefined }
 ): Promise<Access> {
   try {
     const session = await context?.session(account, { signal })
@@ -90,7 +113,12 @@ export async function openAccess(
     return session ? { session } : { absent: { outcome: 'not-granted' } }
   } catch (error) {
     signal.throwIfAborted()
-    return { absent: asAbsent(error) }
+    if (context?.endsRun?.(error)) throw error
+    return {
+      absent: asAbsent(error, () =>
+        onWarning?.('the grant of the account could not be used', error)
+      ),
+    }
   }
 }
 
@@ -108,7 +136,8 @@ export interface PrivateOptions {
   createSpool: CreateSpool
   createSha256: CreateSha256
   signal: AbortSignal
-  onWarning?: ((message: string, error: unknown) => void) | undefined
+  time: Pick<Time, 'now'>
+  onWarning?: OnWarning | undefined
 }
 
 /** A part that is not in the Space yet. */
@@ -144,7 +173,7 @@ export class PrivateBackup {
 
   /** Reads and seals all parts. */
   async read(): Promise<void> {
-    const { parts, access, signal } = this.#options
+    const { parts, access } = this.#options
     if (!access.session) {
       for (const part of parts) this.records[part] = access.absent
       return
@@ -152,8 +181,8 @@ export class PrivateBackup {
     try {
       await this.#prepare()
     } catch (error) {
-      signal.throwIfAborted()
-      for (const part of parts) this.records[part] = asAbsent(error)
+      const absent = this.#absentFor(error, 'private parts')
+      for (const part of parts) this.records[part] = absent
       return
     }
     const { session } = access
@@ -198,10 +227,21 @@ export class PrivateBackup {
     )
   }
 
+  /** @throws what ends the run */
+  #absentFor(error: unknown, what: string): AbsentPart {
+    const { signal, context, onWarning } = this.#options
+    signal.throwIfAborted()
+    if (context?.endsRun?.(error)) throw error
+    return asAbsent(error, () =>
+      onWarning?.(`${what} could not be backed up`, error)
+    )
+  }
+
   async #prepare(): Promise<void> {
-    const { context, blocks, state, identity, onWarning } = this.#options
+    const { context, blocks, state, identity, time, onWarning } = this.#options
     if (!context || context.plain) return
     this.#own = await context.identity(identity.did)
+    // Whoever else is let go or late, this agent can open what it seals.
     const recipients = new Set([await recipientOf(this.#own)])
     const add = async (recipient: string, whose: string) => {
       try {
@@ -218,10 +258,11 @@ export class PrivateBackup {
     const recovery = await findRecovery(blocks, state, identity.did)
     if (recovery !== undefined) await add(recovery, 'the recovery key')
     const agents = await listAuthorizations(blocks, state, identity.did)
+    const now = time.now()
     for (const { agent, authorization } of agents) {
-      const { recipient, expiration } = authorization
-      // One that was revoked stays where it was, and ended at once.
-      if (recipient !== undefined && expiration > 0) await add(recipient, agent)
+      const { recipient } = authorization
+      if (recipient === undefined) continue
+      if (isInForce(authorization, now)) await add(recipient, agent)
     }
     this.#recipients = [...recipients].sort()
   }
@@ -261,8 +302,7 @@ export class PrivateBackup {
       this.records[part] = { outcome: 'failed' }
     } catch (error) {
       await spool.close()
-      signal.throwIfAborted()
-      this.records[part] = asAbsent(error)
+      this.records[part] = this.#absentFor(error, part)
     }
   }
 
@@ -325,18 +365,28 @@ function isComparable(
   )
 }
 
-function asAbsent(error: unknown): AbsentPart {
+/**
+ * What is noted in the place of a part. It is in the Space for ever, for all to
+ * read: of what is not ours nothing is said, as it may name hosts or users of a
+ * database.
+ *
+ * @param onUntold - called if the error is not in what is noted
+ */
+function asAbsent(error: unknown, onUntold: () => void): AbsentPart {
+  if (!(error instanceof BackupError)) {
+    onUntold()
+    return { outcome: 'failed', detail: UNTOLD }
+  }
   const outcome =
     error instanceof PartNotGrantedError
       ? 'not-granted'
       : error instanceof PartNotOfferedError
         ? 'not-offered'
         : 'failed'
-  const message = error instanceof Error ? error.message : String(error)
   return {
     outcome,
     // Half of a character is none.
-    detail: message.slice(0, MAX_DETAIL_LENGTH).toWellFormed(),
+    detail: error.message.slice(0, MAX_DETAIL_LENGTH).toWellFormed(),
   }
 }
 

@@ -200,7 +200,12 @@ async function backUp(
   enter('read')
   const wanted = asked.filter((part) => part !== 'blobs')
   const opening =
-    wanted.length > 0 ? openAccess(context.private, identity.did, signal) : null
+    wanted.length > 0
+      ? openAccess(context.private, identity.did, {
+          signal,
+          onWarning: context.onWarning,
+        })
+      : null
   const [previous, { commit, accounts }, access] = await Promise.all([
     latest && loadPrevious(overlay, latest),
     readCommit(context, identity, { opening, signal }),
@@ -386,7 +391,7 @@ async function backUp(
  * else is read with the owner's session.
  */
 async function readCommit(
-  { accounts, private: owner }: BackupContext,
+  { accounts, private: owner, onWarning }: BackupContext,
   identity: Identity,
   { opening, signal }: { opening: Promise<Access> | null; signal: AbortSignal }
 ): Promise<{
@@ -398,7 +403,8 @@ async function readCommit(
     return { commit, accounts }
   } catch (error) {
     if (!(error instanceof AccountUnavailableError) || !owner) throw error
-    const access = await (opening ?? openAccess(owner, identity.did, signal))
+    const access = await (opening ??
+      openAccess(owner, identity.did, { signal, onWarning }))
     if (!access.session) throw unavailable(error, access.absent)
     const owned = owner.accounts(access.session)
     try {
@@ -445,12 +451,13 @@ async function readPrivate(
     'parts' | 'identity' | 'access' | 'blocks' | 'state' | 'signal'
   > & { previous: PreviousBackup | undefined }
 ): Promise<PrivateBackup> {
-  const { reader, createSha256, createSpool, onWarning } = context
+  const { reader, createSha256, createSpool, time, onWarning } = context
   const parts = new PrivateBackup({
     ...options,
     context: context.private,
     createSha256,
     createSpool,
+    time,
     onWarning,
     previous:
       previous &&

@@ -4,6 +4,7 @@ import {
   addShares,
   findFileKey,
   findShare,
+  isInForce,
   isSealed,
   listAuthorizations,
   listBackups,
@@ -130,14 +131,12 @@ async function findRecipient(
   const [own] = await listAuthorizations(blocks, state, account, { agent })
   if (!own) throw notAuthorized(request, 'is not authorized')
   const { recipient, expiration } = own.authorization
-  // One that was given back stays where it was, and ended at once.
-  if (expiration <= 0)
-    throw notAuthorized(request, 'is not authorized any more')
-  if (expiration * 1000 <= time.now()) {
-    throw notAuthorized(
-      request,
-      `is not authorized any more: that ended on ${new Date(expiration * 1000).toISOString()},`
-    )
+  if (!isInForce(own.authorization, time.now())) {
+    const when =
+      expiration > 0
+        ? `: that ended on ${new Date(expiration * 1000).toISOString()},`
+        : ''
+    throw notAuthorized(request, `is not authorized any more${when}`)
   }
   if (recipient === undefined) {
     throw notAuthorized(request, 'has no key that can be sealed for')

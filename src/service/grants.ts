@@ -312,6 +312,9 @@ const NO_GRANT = 0
 /** Why a grant has ended that is not where it was; it may come back. */
 const LOST = 'GrantLostError'
 
+/** Why a grant has ended whose agent was let go by another one. */
+const LET_GO = 'another agent of the Space has let this one go'
+
 export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   const { agent, grants, oauth, time, logger, policy = GRANT_POLICY } = context
   const contents = createGrantContents(agent)
@@ -576,8 +579,9 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         if (cause instanceof ReplayedAuthorizationError) {
           why = 'the Space has only an authorization from before, of no use now'
         } else if (cause instanceof UnsealError) {
-          why =
-            'what the Space has in the place of its authorization is not ours'
+          why = isLetGo(authorization)
+            ? LET_GO
+            : 'what the Space has in the place of its authorization is not ours'
         } else throw cause
         options = { cause }
       }
@@ -617,6 +621,17 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     }
     const log = logger.child({ ...subject, seq: stored.seq, found: found.seq })
     const ours = await contents.openGrant(subject, { ...stored, sealed })
+    if (isLetGo(found)) {
+      // Somebody wants us to go: what we have not written yet must not undo it.
+      log.warn('another agent of the Space has let this one go')
+      const held = ours.grant && { ...ours.grant, seq: stored.seq }
+      const giveBack = held && (await returnOf(subject, held))
+      if (giveBack) await grants.addReturn(giveBack)
+      await end(stored, { name: LOST, message: LET_GO })
+      await grants.published(subject.space, subject.account, stored.seq)
+      if (giveBack) await tellHost(giveBack)
+      return
+    }
     let theirs: OpenedGrant | undefined
     try {
       theirs = await contents.openGrant(subject, found)
@@ -705,7 +720,7 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
    * A database that was put back may hold a grant that was refreshed since:
    * the Space knows, where it can be asked.
    *
-   * @returns whether there is a newer grant now
+   * @returns whether there is a newer grant now, or none any more
    */
   const isOutdone = async (stored: StoredGrant): Promise<boolean> => {
     if (!stored.sealed || stored.answer) return false
@@ -714,7 +729,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
     const found = await readQuietly(subject)
     if (!found || found.seq <= seq) return false
     await reconcile(stored, found)
-    return (await grants.get(subject.space, subject.account))?.seq !== seq
+    const latest = await grants.get(subject.space, subject.account)
+    return latest?.seq !== seq || latest.state !== 'active'
   }
 
   const refresh = async (
@@ -1312,6 +1328,11 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
       while (busy.size > 0) await Promise.allSettled(busy)
     },
   }
+}
+
+/** Whether another agent has put nothing in the place of ours, see `letGo`. */
+function isLetGo({ sealed, expiration }: Authorization): boolean {
+  return sealed.length === 0 && expiration <= 0
 }
 
 function isStale({ status, headers }: Response): boolean {

@@ -4,9 +4,14 @@ import {
   createPrivateReader,
   type HostGate,
 } from '../atproto/index.ts'
-import { PartNotGrantedError, type PrivateContext } from '../backup/index.ts'
+import {
+  GatewayError,
+  PartNotGrantedError,
+  type PrivateContext,
+} from '../backup/index.ts'
 import { deriveIdentity, type DID } from '../space/index.ts'
-import { ReauthorizeError } from './grant-errors.ts'
+import { StoreUnavailableError } from '../stores/index.ts'
+import { ReauthorizeError, SpaceUnreadableError } from './grant-errors.ts'
 import type { GrantKeeper } from './grants.ts'
 
 /** What an agent reads private parts with: the grants that it keeps. */
@@ -47,6 +52,8 @@ export function createPrivateContext({
     reader: createPrivateReader(options),
     accounts: (session) => createOwnersReader(session, options),
     identity: (account) => deriveIdentity(agent, { space, account }),
+    // Its message names the database, and what failed there is of no account.
+    endsRun: (error) => error instanceof StoreUnavailableError,
     plain,
   }
 }
@@ -55,7 +62,12 @@ async function whileGranted<T>(act: () => Promise<T>): Promise<T> {
   try {
     return await act()
   } catch (error) {
-    if (!(error instanceof ReauthorizeError)) throw error
-    throw new PartNotGrantedError(error.message, { cause: error })
+    if (error instanceof ReauthorizeError) {
+      throw new PartNotGrantedError(error.message, { cause: error })
+    }
+    if (error instanceof SpaceUnreadableError) {
+      throw new GatewayError(error.message, { cause: error })
+    }
+    throw error
   }
 }

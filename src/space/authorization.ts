@@ -52,6 +52,21 @@ export const decodeAuthorizations = authorizations.decode
 /** @throws {@link MissingBlockError} {@link DecodeError} {@link TooLargeError} */
 export const readAuthorizations = authorizations.read
 
+/**
+ * Whether an authorization holds: it was not given back, and has not ended. For
+ * agents whose authorization holds private parts are sealed, and shared with
+ * them, and with no others.
+ *
+ * @param now - Unix milliseconds
+ */
+export function isInForce(
+  { expiration }: Pick<Authorization, 'expiration'>,
+  now: number
+): boolean {
+  // One that was given back stays where it was, and ended at once.
+  return expiration > 0 && expiration * 1000 > now
+}
+
 /** An authorization together with the bytes that decide between equals. */
 export interface RankedAuthorization {
   link: Link<Authorization>

@@ -45,6 +45,11 @@ export class AccountNotFoundError extends Error {
   override readonly name = 'AccountNotFoundError'
 }
 
+/** No such agent was ever authorized for the account. */
+export class AgentNotFoundError extends Error {
+  override readonly name = 'AgentNotFoundError'
+}
+
 /** The account has no backup of that time. */
 export class BackupNotFoundError extends Error {
   override readonly name = 'BackupNotFoundError'

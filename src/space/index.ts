@@ -50,6 +50,7 @@ export {
   decodeAuthorizations,
   encodeAuthorization,
   encodeAuthorizations,
+  isInForce,
   readAuthorization,
   readAuthorizations,
 } from './authorization.ts'
@@ -81,6 +82,7 @@ export {
 export { DigestTable } from './digest-table.ts'
 export {
   AccountNotFoundError,
+  AgentNotFoundError,
   BackupNotFoundError,
   DecodeError,
   InvalidRecipientError,
@@ -124,6 +126,7 @@ export {
   type AgentAuthorization,
   addBackup,
   addShares,
+  letGo,
   prune,
   removeBackup,
   setAuthorization,

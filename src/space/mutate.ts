@@ -4,11 +4,13 @@ import {
   encodeAuthorizations,
   greaterAuthorization,
   rank,
+  readAuthorization,
   readAuthorizations,
   readRanked,
 } from './authorization.ts'
 import {
   AccountNotFoundError,
+  AgentNotFoundError,
   BackupNotFoundError,
   PrunedError,
   RemovedError,
@@ -38,6 +40,12 @@ import { encodeShare, readShare, shareKey } from './share.ts'
 import { did, timestamp as checkTimestamp } from './schema.ts'
 import { encodeState, readState } from './state.ts'
 import { TOMBSTONE, isTombstone } from './tombstone.ts'
+
+/**
+ * What is added to the `seq` of an agent that is let go: it may have numbers
+ * that are not in the Space yet, of refreshes from before it knew.
+ */
+const LET_GO_LEAP = 1000
 
 /** An agent's grant in an account. */
 export interface AgentAuthorization {
@@ -278,6 +286,43 @@ export async function setAuthorization(
       },
       additions: [...authorizations.additions, ...backups.additions],
     }
+  })
+}
+
+/**
+ * Lets an agent go that cannot give its authorization back itself: nothing is
+ * sealed in the place of what it had, so that no private parts are sealed for
+ * it or shared with it. A later one of its own, with a still greater `seq`,
+ * counts again. For one that was let go before nothing changes.
+ *
+ * @throws {@link AccountNotFoundError} {@link AgentNotFoundError}
+ *   {@link MissingBlockError} {@link DecodeError}
+ */
+export async function letGo(
+  fetcher: BlockFetcher,
+  state: Link<State> | undefined,
+  { account: did, agent }: { account: DID; agent: DID }
+): Promise<Revision<State>> {
+  return updateAccount(fetcher, state, did, async (existing) => {
+    const account = mustExist(existing, did)
+    const known = await readAuthorizations(fetcher, account.authorizations)
+    const link = known[agent]
+    if (!link) {
+      throw new AgentNotFoundError(
+        `${agent} is not authorized for ${did}; \`bluesky-backups authorizations ls ${did}\` shows the agents that are`
+      )
+    }
+    const { seq, expiration } = await readAuthorization(fetcher, link)
+    if (expiration <= 0) return { account, additions: [] }
+    const { root, additions } = await putAuthorization(fetcher, account, {
+      agent,
+      authorization: {
+        sealed: new Uint8Array(),
+        expiration: 0,
+        seq: seq + LET_GO_LEAP,
+      },
+    })
+    return { account: { ...account, authorizations: root }, additions }
   })
 }
 

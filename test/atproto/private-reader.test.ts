@@ -88,6 +88,16 @@ describe('private parts of a host that is not to be trusted', () => {
     })
   }
 
+  it('are not waited for for ever', async () => {
+    host.answers['app.bsky.graph.getMutes'] = () => {
+      // Nothing else happens meanwhile: there is no answer in time.
+      const end = Date.now() + 20
+      while (Date.now() < end);
+      return { body: { mutes: [] } }
+    }
+    await assertFailed('mutes', /getMutes takes too long/, { timeout: 1 })
+  })
+
   it('are not asked for without a grant', async () => {
     for (const part of PRIVATE_PARTS) {
       await assert.rejects(

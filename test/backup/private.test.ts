@@ -10,9 +10,11 @@ import {
 } from '../../src/atproto/index.ts'
 import {
   chunksOf,
+  GatewayError,
   openBackup,
   PartNotGrantedError,
   recordChange,
+  shareParts,
   streamOf,
   verifyBackup,
   type AccountSession,
@@ -24,6 +26,9 @@ import {
 } from '../../src/backup/index.ts'
 import { Backup as Protocol } from '../../src/capabilities/index.ts'
 import { createNativeSha256 } from '../../src/node/index.ts'
+import { createPrivateContext } from '../../src/service/private.ts'
+import { SpaceUnreadableError } from '../../src/service/grant-errors.ts'
+import { StoreUnavailableError } from '../../src/stores/index.ts'
 import {
   createRecoveryIdentity,
   deriveIdentity,
@@ -233,7 +238,10 @@ describe('private parts of backups', () => {
     return Buffer.from(await collect(chunksOf(stream))).toString()
   }
 
-  async function authorize(signer: typeof agent): Promise<void> {
+  async function authorize(
+    signer: typeof agent,
+    { seq = 1, expiration = 1_800_000_000 } = {}
+  ): Promise<void> {
     const recipient = await recipientOf(await identityOf(signer))
     await recordChange(owner.context, (fetcher, state) =>
       setAuthorization(fetcher, state, {
@@ -241,11 +249,28 @@ describe('private parts of backups', () => {
         agent: signer.did(),
         authorization: {
           sealed: Uint8Array.of(1),
-          expiration: 1_800_000_000,
-          seq: 1,
+          expiration,
+          seq,
           recipient,
         },
       })
+    )
+  }
+
+  /** Shares what this agent can open with another one. */
+  async function share(signer: typeof agent, now = Date.now()) {
+    const { reader, state } = await readState(network, owner)
+    return shareParts(
+      {
+        blocks: reader,
+        state,
+        reader,
+        identity: (account) => identityOf(agent, account),
+        record: (change) => recordChange(owner.context, change),
+        createSha256: createNativeSha256,
+        time: { now: () => now },
+      },
+      { account: alice.did as DID, agent: signer.did() }
     )
   }
 
@@ -473,23 +498,63 @@ describe('private parts of backups', () => {
   it('are not sealed for an agent whose authorization was revoked', async () => {
     const phone = await ed25519.generate()
     await authorize(phone)
-    const recipient = await recipientOf(await identityOf(phone))
-    await recordChange(owner.context, (fetcher, state) =>
-      setAuthorization(fetcher, state, {
-        account: alice.did as DID,
-        agent: phone.did(),
-        authorization: {
-          sealed: Uint8Array.of(1),
-          expiration: 0,
-          seq: 2,
-          recipient,
-        },
-      })
-    )
+    await authorize(phone, { seq: 2, expiration: 0 })
     await owner.backUp(alice.did, { with: privately(await logIn()) })
     await assert.rejects(open('preferences', await identityOf(phone)), {
       name: 'UnsealError',
     })
+    await assert.rejects(share(phone), { name: 'AgentNotAuthorizedError' })
+  })
+
+  it('are sealed for an agent until its authorization ends, and again when it is authorized anew', async () => {
+    const phone = await ed25519.generate()
+    const end = 1_800_000_000
+    const request = {
+      with: {
+        ...privately(await logIn()),
+        time: { ...owner.context.time, now: () => now },
+      },
+    }
+    let now = end * 1000 - 1
+    await authorize(phone, { expiration: end })
+    await owner.backUp(alice.did, request)
+    const text = await open('preferences', await identityOf(phone))
+    await share(phone, now)
+
+    now = end * 1000
+    bluesky.answers['app.bsky.graph.getListBlocks'] = page('lists', [
+      list('bad people'),
+    ])
+    await owner.backUp(alice.did, request)
+    await assert.rejects(open('blocked-lists', await identityOf(phone)), {
+      name: 'UnsealError',
+    })
+    await assert.rejects(share(phone, now), {
+      name: 'AgentNotAuthorizedError',
+      message: /that ended on 2027-/,
+    })
+    // Whoever makes it can always open it, and what did not change stays.
+    const own = await identityOf(agent)
+    assert.match(await open('blocked-lists', own), /bad people/)
+    assert.equal(await open('preferences', await identityOf(phone)), text)
+
+    await authorize(phone, { seq: 2, expiration: end + 1 })
+    const { kind } = await owner.backUp(alice.did, request)
+    assert.equal(kind, 'incremental')
+    assert.match(
+      await open('blocked-lists', await identityOf(phone)),
+      /bad people/
+    )
+    assert.equal((await share(phone, now)).backups, 1)
+  })
+
+  it('are sealed for the agent that makes the backup, whatever the Space says of it', async () => {
+    await authorize(agent, { expiration: 0 })
+    await owner.backUp(alice.did, { with: privately(await logIn()) })
+    assert.match(
+      await open('preferences', await identityOf(agent)),
+      new RegExp(SECRET)
+    )
   })
 
   it('have the same names for the service and for hosts as in the Space', () => {
@@ -545,6 +610,94 @@ describe('private parts of backups', () => {
       assert.deepEqual(ended.private?.mutes, {
         outcome: 'not-granted',
         detail: 'authorize again',
+      })
+    })
+
+    it('say nothing of what failed here, for it is in the Space for ever', async () => {
+      const secret = new Error('connect ECONNREFUSED db.internal:5432')
+      const untold = {
+        outcome: 'failed',
+        detail:
+          'the program that made the backup failed, and its log has the reason',
+      }
+      const session = await logIn()
+      for (const [changes, warning] of [
+        [
+          { session: () => Promise.reject(secret) },
+          'the grant of the account could not be used',
+        ],
+        [
+          { identity: () => Promise.reject(secret) },
+          'private parts could not be backed up',
+        ],
+        [
+          { reader: { read: () => Promise.reject(secret) } },
+          'mutes could not be backed up',
+        ],
+      ] as const) {
+        const told: [string, unknown][] = []
+        await alice.agent.post({ text: 'something new' })
+        const { private: outcomes } = await owner.backUp(alice.did, {
+          with: {
+            ...privately(session, changes),
+            onWarning: (message, error) => told.push([message, error]),
+          },
+        })
+        assert.deepEqual(outcomes?.mutes, untold)
+        assert.deepEqual((await latest()).value.private?.mutes, untold)
+        assert.ok(
+          told.some(([message, error]) => {
+            return message === warning && error === secret
+          })
+        )
+      }
+      assert.ok(!(await bytesInSpace()).includes('db.internal'))
+    })
+
+    it('say why where the words are ours', async () => {
+      const { private: outcomes } = await owner.backUp(alice.did, {
+        with: privately(undefined, {
+          session: () => Promise.reject(new GatewayError('try again later')),
+        }),
+      })
+      assert.deepEqual(outcomes?.mutes, {
+        outcome: 'failed',
+        detail: 'try again later',
+      })
+    })
+
+    it('end the run when the store of the grants is away, and it leaves nothing', async () => {
+      const away = new StoreUnavailableError(
+        'the database at db.internal:5432 cannot be reached'
+      )
+      const contextOf = (open: () => Promise<never>) =>
+        createPrivateContext({ agent, space: owner.space, keeper: { open } })
+      const before = await owner.state()
+      await assert.rejects(
+        owner.backUp(alice.did, {
+          with: { private: contextOf(() => Promise.reject(away)) },
+        }),
+        away
+      )
+      const session = await logIn()
+      const { endsRun } = contextOf(() => Promise.reject(away))
+      await assert.rejects(
+        owner.backUp(alice.did, {
+          with: privately(
+            { ...session, fetch: () => Promise.reject(away) },
+            { endsRun: endsRun! }
+          ),
+        }),
+        away
+      )
+      assert.deepEqual(await owner.state(), before)
+      const unreadable = new SpaceUnreadableError('try again later')
+      const { private: outcomes } = await owner.backUp(alice.did, {
+        with: { private: contextOf(() => Promise.reject(unreadable)) },
+      })
+      assert.deepEqual(outcomes?.mutes, {
+        outcome: 'failed',
+        detail: 'try again later',
       })
     })
 

@@ -96,6 +96,9 @@ describe('authorizing on the command line', () => {
     const { stdout } = await alice.run(['authorizations', 'ls', account.did])
     assert.match(stdout, /the service +active +preferences, mutes/)
     assert.match(stdout, /this agent +active +preferences, mutes/)
+    assert.match(stdout, /PRIVATE PARTS ARE SEALED FOR$/m)
+    assert.match(stdout, /this agent .* age1[0-9a-z]{58}$/m)
+    assert.match(stdout, /the service .* age1[0-9a-z]{58}$/m)
   })
 
   it('says loudly when somebody has to authorize again', async () => {
@@ -212,6 +215,19 @@ describe('authorizing on the command line', () => {
       [['--here'], 'this agent'],
       [[], 'the service'],
     ] as const) {
+      // Named, they are the same.
+      await authorize([account.handle, ...words])
+      const agent =
+        who === 'the service'
+          ? service.agent
+          : (await alice.json(['whoami'])).agent
+      const named = ['authorizations', 'revoke', account.handle, agent]
+      assert.deepEqual(await alice.json(named), {
+        account: account.did,
+        revoked: true,
+        confirmed: true,
+      })
+      await authorize([account.handle, ...words])
       const revoke = ['authorizations', 'revoke', account.handle, ...words]
       const { code, stdout, stderr } = await alice.run(revoke)
       assert.equal(code, 0, stderr)

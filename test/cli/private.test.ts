@@ -332,6 +332,87 @@ describe('private parts on the command line', () => {
     })
   })
 
+  describe('and an agent that is lost', () => {
+    let agent: string
+    let laptop: Agent
+
+    before(async () => {
+      laptop = createAgent('laptop')
+      agent = (await laptop.json(['whoami'])).agent
+    })
+
+    const revoke = (words: string[]) =>
+      phone.run(['authorizations', 'revoke', account.handle, ...words])
+
+    it('is listed with what is sealed for it', async () => {
+      const { authorizations } = await phone.json(['authorizations', 'ls'])
+      assert.equal(authorizations.length, 3)
+      for (const { recipient } of authorizations)
+        assert.match(recipient, /^age1/)
+      const listed = authorizations.find((each: any) => each.agent === agent)
+      assert.equal(listed.who, 'another agent')
+    })
+
+    it('is named as one that there is', async () => {
+      const nobody = 'did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH'
+      for (const [words, message] of [
+        [['laptop'], /"laptop" is not an agent/],
+        [[nobody], /is not authorized for did:plc:\w+; .*authorizations ls/],
+        [[agent, '--here'], /--here is for this agent, which is not did:key/],
+      ] as const) {
+        const { code, stderr } = await revoke([...words])
+        assert.equal(code, 2, stderr)
+        assert.match(stderr, message)
+      }
+    })
+
+    it('is let go: nothing more is sealed for it, or shared with it', async () => {
+      const { code, stdout, stderr } = await revoke([agent])
+      assert.equal(code, 0, stderr)
+      assert.match(stdout, /^did:key:\w+ is let go: /m)
+      assert.match(stdout, /remove Bluesky Backups from the connected apps/)
+      assert.match(stdout, /can authorize itself again: .*delegation revoke/)
+      const again = await revoke([agent, '--json'])
+      assert.deepEqual(again.json, {
+        account: account.did,
+        agent,
+        revoked: false,
+        confirmed: false,
+      })
+      const { authorizations } = await phone.json(['authorizations', 'ls'])
+      assert.ok(!authorizations.some((each: any) => each.agent === agent))
+
+      await mute(`${SECRET} after the laptop`)
+      await backUp(phone)
+      const { private: parts } = await phone.json(['backup', 'show', 'latest'])
+      assert.equal(parts[0].recipients.length, 2)
+      const { stdout: exported } = await exportTo(laptop, 'latest')
+      assert.match(exported, /^preferences is not written: /m)
+      for (const words of [[], ['--by-service']]) {
+        const shared = await phone.run([
+          ...['authorizations', 'share', account.handle, agent],
+          ...words,
+        ])
+        assert.notEqual(shared.code, 0)
+        assert.match(shared.stderr, /is not authorized any more for/)
+      }
+    })
+
+    it('finds that out, and comes back only when it is authorized again', async () => {
+      const outcome = await backUp(laptop)
+      assert.equal(outcome.private.preferences.outcome, 'not-granted')
+      assert.match(
+        outcome.private.preferences.detail,
+        /another agent of the Space has let this one go/
+      )
+      await authorize(laptop, ['--here'])
+      await mute(`${SECRET} again`)
+      await backUp(phone)
+      const { out, stdout } = await exportTo(laptop, 'latest')
+      assert.equal(await preferencesIn(out), `${SECRET} again`, stdout)
+    })
+  })
+
   describe('and a recovery key', () => {
     let file: string
     let recipient: string

@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
 import { ed25519 } from '@ucanto/principal'
+import pino from 'pino'
+import type { GrantKeeper } from '../../src/service/grants.ts'
 import type { DID } from '../../src/space/index.ts'
 import { openStores } from '../../src/stores/index.ts'
 import { startNetwork } from '../network/index.ts'
@@ -14,6 +16,9 @@ import { createFolder } from './harness.ts'
 
 const HOUR = 60 * 60_000
 const DAY = 24 * HOUR
+/** What a confidential client is let in for: idle, and in all. */
+const QUARTER = (365.25 / 4) * DAY
+const TWO_YEARS = 2 * 365.25 * DAY
 const PREFERENCES = '/xrpc/app.bsky.actor.getPreferences'
 
 /**
@@ -54,7 +59,7 @@ describe('grants in held time', () => {
       const [granted] = await keeper.list(SPACE)
       const lasts = granted!.expiration * 1000 - start
       assert.ok(
-        Math.abs(lasts - (kind === 'public' ? 14 : 365.25 / 4) * DAY) < DAY
+        Math.abs(lasts - (kind === 'public' ? 14 * DAY : QUARTER)) < DAY
       )
       let seq = 1
       let ended = 0
@@ -93,4 +98,132 @@ describe('grants in held time', () => {
       assert.equal((await keeper.list(SPACE))[0]?.state, 'active')
     })
   }
+
+  describe('of a confidential client', () => {
+    let resources: AsyncDisposableStack
+    let time: HeldTime
+    let refreshes: number
+    /** Times at which it was said that a grant has ended. */
+    let said: number[]
+    let keeper: GrantKeeper
+    let authorize: () => Promise<unknown>
+    let publish: () => Promise<unknown>
+    let account: DID
+
+    beforeEach(async () => {
+      resources = new AsyncDisposableStack()
+      time = new HeldTime()
+      refreshes = 0
+      said = []
+      const network = resources.use(await startNetwork())
+      const stores = resources.use(await openStores({ path: ':memory:' }))
+      const folder = resources.use(await createFolder())
+      const client = resources.use(await routeClient(folder.path))
+      const alice = await network.pds.createAccount({ handle: 'alice.test' })
+      const grants = createTestGrants({
+        network,
+        agent: await ed25519.generate(),
+        store: stores.grants,
+        time,
+        oauth: client,
+        logger: pino(
+          {},
+          {
+            write(line: string) {
+              const { msg } = JSON.parse(line) as { msg: string }
+              if (msg === 'a grant has ended') said.push(time.now())
+            },
+          }
+        ),
+        onRequest: (_url, body) => {
+          if (isRefresh(body)) refreshes++
+        },
+      })
+      ;({ keeper } = grants)
+      account = alice.did as DID
+      authorize = () => grants.authorize(alice)
+      publish = () => grants.publish(alice)
+      await authorize()
+    })
+
+    afterEach(() => resources.disposeAsync())
+
+    const read = async () => {
+      const session = await keeper.open(SPACE, account)
+      const response = await session?.fetch(PREFERENCES)
+      assert.equal(response?.status, 200)
+      await response.body?.cancel()
+    }
+
+    const listed = async () => {
+      const [grant] = await keeper.list(SPACE)
+      assert.ok(grant)
+      return grant
+    }
+
+    /** It has ended, which is said once, and the host is not asked. */
+    const assertEnded = async (end: number) => {
+      const before = refreshes
+      const until = new Date(Math.floor(end / 1000) * 1000).toISOString()
+      for (let look = 0; look < 3; look++) {
+        await assert.rejects(read(), {
+          name: 'ReauthorizeError',
+          message: new RegExp(`the grant was good until ${until}`),
+        })
+        time.pass(HOUR)
+      }
+      const { state, reason } = await listed()
+      assert.equal(state, 'ended')
+      assert.equal(reason?.name, 'GrantEndedError')
+      assert.match(reason.message, new RegExp(until))
+      assert.equal(said.length, 1)
+      assert.equal(refreshes, before)
+    }
+
+    const assertComesBack = async () => {
+      await authorize()
+      const { state, reason, created } = await listed()
+      assert.equal(state, 'active')
+      assert.equal(reason, undefined)
+      assert.equal(created, time.now())
+      const before = refreshes
+      time.pass(30 * DAY)
+      await read()
+      assert.equal(refreshes, before + 1)
+      assert.equal((await listed()).state, 'active')
+      assert.equal(said.length, 1)
+    }
+
+    it('end when they are not used for three months, and come back by consent', async () => {
+      time.pass(91 * DAY)
+      await read()
+      await publish()
+      const used = time.now()
+      assert.equal(refreshes, 1)
+      time.pass(91 * DAY)
+      assert.equal((await listed()).state, 'active')
+      time.pass(DAY)
+      await assertEnded(used + QUARTER)
+      await assertComesBack()
+    })
+
+    it('end two years after the consent, however they are used, and come back by consent', async () => {
+      const end = time.now() + TWO_YEARS
+      for (let day = 30; day <= 720; day += 30) {
+        time.pass(30 * DAY)
+        await read()
+        await publish()
+        const { state, expiration } = await listed()
+        assert.equal(state, 'active')
+        const due = Math.min(time.now() + QUARTER, end)
+        assert.equal(expiration, Math.floor(due / 1000))
+      }
+      time.pass(end - time.now() - HOUR)
+      await read()
+      assert.equal(refreshes, 25)
+      time.pass(HOUR)
+      await assertEnded(end)
+      await assertComesBack()
+    })
+  })
 })

@@ -287,6 +287,55 @@ describe('grants', () => {
     }
   })
 
+  for (const [which, isPending, isRefreshed] of [
+    ['that is in the Space', false, false],
+    ['on its way into the Space, which is given back', true, false],
+    ['that is due to be refreshed, which is given back', true, true],
+  ] as const) {
+    it(`end when another agent lets theirs go, one ${which}`, async () => {
+      const time = new HeldTime()
+      const space = new MemorySpace(agent)
+      const did = alice.did as DID
+      let returned = 0
+      let refreshes = 0
+      const { keeper, authorize, publish } = create({
+        time,
+        space,
+        onRequest: (_url, body) => {
+          if (new URLSearchParams(body).has('token')) returned++
+          if (isRefresh(body)) refreshes++
+        },
+      })
+      await authorize(alice)
+      await publish(alice)
+      if (isPending) {
+        time.pass(2 * HOUR)
+        await read(keeper)
+      }
+      await space.letGo(did)
+      if (isRefreshed) time.pass(2 * HOUR)
+      else assert.equal(await publish(alice), true)
+      for (let time = 0; time < 2; time++) {
+        await assert.rejects(open(keeper), {
+          name: 'ReauthorizeError',
+          message: /another agent of the Space has let this one go/,
+        })
+      }
+      assert.equal(returned, isPending ? 1 : 0)
+      assert.equal(refreshes, isPending ? 1 : 0)
+      const [listed] = await keeper.list(SPACE)
+      assert.equal(listed?.state, 'ended')
+      assert.equal(await keeper.pending(SPACE, did), undefined)
+      assert.equal((await space.read(did))?.expiration, 0)
+
+      await authorize(alice)
+      await publish(alice)
+      await read(keeper)
+      assert.equal((await keeper.list(SPACE))[0]?.state, 'active')
+      assert.ok((await space.read(did))!.expiration > 0)
+    })
+  }
+
   it('end when the host takes them no more, which is not asked again', async () => {
     const time = new HeldTime()
     let asked = 0

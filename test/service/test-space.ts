@@ -15,6 +15,7 @@ import {
 } from '../../src/service/authority.ts'
 import {
   accounts,
+  letGo,
   listAuthorizations,
   mergeHeads,
   setAuthorization,
@@ -23,6 +24,7 @@ import {
   type BlockFetcher,
   type DID,
   type Link,
+  type Revision,
   type State,
 } from '../../src/space/index.ts'
 import {
@@ -81,12 +83,19 @@ export class MemorySpace implements TestSpace {
   ): Promise<Authorization | undefined> {
     const agent = this.#agent.did()
     const change = { account, agent, authorization }
-    const revision = await setAuthorization(this.#fetcher, this.state, change)
-    for (const block of revision.additions) {
-      this.#blocks.set(block.cid.toString(), block)
-    }
-    this.state = revision.root
+    this.#keep(await setAuthorization(this.#fetcher, this.state, change))
     return this.read(account)
+  }
+
+  /** What another agent does with the one whose authorizations these are. */
+  async letGo(account: DID): Promise<void> {
+    const agent = this.#agent.did()
+    this.#keep(await letGo(this.#fetcher, this.state, { account, agent }))
+  }
+
+  #keep({ root, additions }: Revision<State>): void {
+    for (const block of additions) this.#blocks.set(block.cid.toString(), block)
+    this.state = root
   }
 }
 

@@ -7,6 +7,7 @@ import type {
 } from '../../src/space/index.ts'
 import {
   AccountNotFoundError,
+  AgentNotFoundError,
   BackupNotFoundError,
   DecodeError,
   MissingBlockError,
@@ -16,8 +17,12 @@ import {
   accounts,
   addBackup,
   getEntry,
+  isInForce,
   latestBackup,
+  letGo,
+  listAuthorizations,
   listBackups,
+  mergeStates,
   prune,
   readAccount,
   readAuthorization,
@@ -214,6 +219,88 @@ describe('changes of the state', () => {
       await assert.rejects(
         prune(blocks, state, { account: alice, before: 'yesterday' }),
         DecodeError
+      )
+    })
+  })
+
+  describe('letGo', () => {
+    const now = Date.parse(hour(1))
+    const authorization = {
+      sealed: Uint8Array.of(1),
+      expiration: now / 1000 + 1,
+      seq: 1,
+      recipient: `age1${'q'.repeat(58)}`,
+    }
+    const authorize = async (agent: typeof phone, seq: number) => {
+      const change = {
+        account: alice,
+        agent,
+        authorization: { ...authorization, seq },
+      }
+      state = blocks.keep(await setAuthorization(blocks, state, change))
+    }
+    const holding = async () =>
+      (await listAuthorizations(blocks, state, alice))
+        .filter(({ authorization }) => isInForce(authorization, now))
+        .map(({ agent }) => agent)
+
+    beforeEach(async () => {
+      await authorize(phone, 1)
+      await authorize(laptop, 1)
+    })
+
+    it('leaves nothing of the agent’s, and the others as they are', async () => {
+      state = blocks.keep(
+        await letGo(blocks, state, { account: alice, agent: laptop })
+      )
+      assert.deepEqual(await holding(), [phone])
+      const [own] = await listAuthorizations(blocks, state, alice, {
+        agent: laptop,
+      })
+      assert.deepEqual(own?.authorization, {
+        sealed: new Uint8Array(),
+        expiration: 0,
+        seq: 1001,
+      })
+      assert.deepEqual(await listed(), [hour(1), hour(2), hour(3)])
+      const again = await letGo(blocks, state, {
+        account: alice,
+        agent: laptop,
+      })
+      assert.deepEqual(again, { root: state, additions: [] })
+    })
+
+    it('is not undone by what the agent had under way, but by what comes later', async () => {
+      const before = state
+      await authorize(laptop, 3)
+      const refreshed = state
+      const gone = await letGo(blocks, before, {
+        account: alice,
+        agent: laptop,
+      })
+      blocks.keep(gone)
+      for (const states of [
+        [refreshed, gone.root],
+        [gone.root, refreshed],
+      ]) {
+        state = blocks.keep(await mergeStates(blocks, states))
+        assert.deepEqual(await holding(), [phone])
+      }
+      await authorize(laptop, 1002)
+      assert.deepEqual((await holding()).sort(), [laptop, phone].sort())
+    })
+
+    it('says so when there is no such agent or account', async () => {
+      await assert.rejects(
+        letGo(blocks, state, {
+          account: alice,
+          agent: 'did:key:z6MkgGwb4xuUuddp6KsJqKNstgHUzkup95CyebHLDZZka9eU',
+        }),
+        AgentNotFoundError
+      )
+      await assert.rejects(
+        letGo(blocks, state, { account: bob, agent: laptop }),
+        AccountNotFoundError
       )
     })
   })

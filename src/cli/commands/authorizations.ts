@@ -1,16 +1,26 @@
 import type { Command } from 'commander'
+import { recordChange } from '../../backup/index.ts'
 import type { Authorization as Protocol } from '../../capabilities/index.ts'
 import { Authorization } from '../../client/index.ts'
-import { listAuthorizations, type DID } from '../../space/index.ts'
+import {
+  AgentNotFoundError,
+  isInForce,
+  letGo,
+  listAuthorizations,
+  type DID,
+} from '../../space/index.ts'
 import { proofsFor } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
+import { UsageError } from '../errors.ts'
 import { formatExpiration, formatTable, printable } from '../format.ts'
 import { openGrants } from '../grants.ts'
+import type { Result } from '../io.ts'
 import { reauthorizeNote, renewalOf } from '../reauthorize.ts'
 import { askService } from '../service.ts'
 import type { Session } from '../session.ts'
 import { findAccount, resolveAccount, viewSpace } from '../target.ts'
-import { createShareCommand } from './share.ts'
+import { openRecord } from '../writer.ts'
+import { createShareCommand, readAgent } from './share.ts'
 
 /** A grant, as far as this agent can tell. */
 interface Known {
@@ -29,6 +39,8 @@ interface Known {
   refreshed?: string
   /** ISO 8601; there has to be another grant by then. */
   reauthorizeBy: string
+  /** What private parts are sealed for; not there if none are sealed for it. */
+  recipient?: string
   /** What renews it, if it has ended or is about to. */
   renew?: string
 }
@@ -59,23 +71,31 @@ export function createAuthorizationsCommand(
       }
     }
   )
-  agentCommand<[string]>(
+  agentCommand<[string, string | undefined]>(
     command
       .command('revoke')
       .description(
-        'give a grant back to the host of the account: the service’s, or this agent’s'
+        'give a grant back to the host of the account: the service’s, or this agent’s; or let another agent go, as that of a lost laptop'
       )
       .argument('<account>', 'handle or DID')
+      .argument(
+        '[agent]',
+        'did:key of the agent; `authorizations ls` shows them (default: the service)'
+      )
       .option('--here', 'that of this agent, not the service’s'),
     context,
-    'bluesky-backups authorizations revoke alice.bsky.social\nbluesky-backups authorizations revoke alice.bsky.social --here',
-    async ({ session, flags, io }, word) => {
+    'bluesky-backups authorizations revoke alice.bsky.social\nbluesky-backups authorizations revoke alice.bsky.social --here\nbluesky-backups authorizations revoke alice.bsky.social did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH',
+    async ({ session, flags, io }, word, named) => {
+      const agent = named === undefined ? undefined : readAgent(named)
+      const who = await whoIs(session, agent, { here: flags['here'] === true })
+      if (agent !== undefined && who === 'another agent') {
+        return describeLetGo(await letAgentGo(session, word, agent, io.signal))
+      }
       const account = await resolveAccount(session, word, io.signal)
-      const here = flags['here'] === true
+      const here = who === 'this agent'
       const { revoked, confirmed } = here
         ? await revokeHere(session, account, io.signal)
         : await revokeAtService(session, account)
-      const who = here ? 'this agent' : 'the service'
       return {
         json: { account, revoked, confirmed },
         text: [
@@ -92,6 +112,72 @@ export function createAuthorizationsCommand(
     }
   )
   createShareCommand(command, context)
+}
+
+/** Whose grant is meant. */
+async function whoIs(
+  session: Session,
+  agent: DID | undefined,
+  { here }: { here: boolean }
+): Promise<Known['who']> {
+  if (agent === undefined) return here ? 'this agent' : 'the service'
+  const isOwn = agent === session.client.did()
+  if (here && !isOwn) {
+    throw new UsageError(
+      `--here is for this agent, which is not ${agent}; leave one of them out`
+    )
+  }
+  if (isOwn) return 'this agent'
+  if (!session.config.serviceUrl) return 'another agent'
+  const { info } = await session.service()
+  return agent === info.agent ? 'the service' : 'another agent'
+}
+
+/** What came of letting another agent go. */
+interface LetGo {
+  account: DID
+  agent: DID
+  /** Whether it was authorized until now. */
+  revoked: boolean
+}
+
+/**
+ * Ends the authorization of another agent, by the power of this one.
+ *
+ * @throws {@link UsageError} when the agent is none of the account's
+ */
+async function letAgentGo(
+  session: Session,
+  word: string,
+  agent: DID,
+  signal: AbortSignal
+): Promise<LetGo> {
+  const account = await findAccount(session, await viewSpace(session), word)
+  try {
+    const { event } = await recordChange(
+      await openRecord(session, signal),
+      (fetcher, state) => letGo(fetcher, state, { account, agent }),
+      { signal }
+    )
+    return { account, agent, revoked: event !== undefined }
+  } catch (error) {
+    if (!(error instanceof AgentNotFoundError)) throw error
+    throw new UsageError(error.message, { cause: error })
+  }
+}
+
+function describeLetGo({ account, agent, revoked }: LetGo): Result {
+  return {
+    // Only the agent itself could have told the host.
+    json: { account, agent, revoked, confirmed: false },
+    text: [
+      revoked
+        ? `${agent} is let go: no private parts of ${account} are sealed for it or shared with it any more; what it could open before it still can`
+        : `${agent} was let go before: no private parts of ${account} are sealed for it or shared with it`,
+      'the host of the account knows nothing of that: what it has granted to that agent goes on until the agent gives it back, or you remove Bluesky Backups from the connected apps in the settings of the account there',
+      'as long as that agent may write into the Space, it can authorize itself again: take back what you delegated to it with `bluesky-backups delegation revoke`, where you did',
+    ].join('\n'),
+  }
 }
 
 async function listKnown(
@@ -121,18 +207,28 @@ async function listKnown(
     )
     // The agents themselves know better than the Space how it stands.
     const told = [...own, ...served].filter((each) => each.account === account)
+    const sealedFor = new Map(
+      inSpace
+        .filter(({ authorization }) => isInForce(authorization, Date.now()))
+        .map(({ agent, authorization }) => [agent, authorization.recipient])
+    )
+    const recipientFor = (agent: DID) => {
+      const recipient = sealedFor.get(agent)
+      return recipient === undefined ? {} : { recipient }
+    }
     const others = inSpace.filter(
       ({ agent, authorization }) =>
         authorization.expiration > 0 &&
         !told.some((each) => each.agent === agent)
     )
     known.push(
-      ...told.map((grant) =>
-        knownOf(
+      ...told.map((grant) => ({
+        ...knownOf(
           grant,
           grant.agent === client.did() ? 'this agent' : 'the service'
-        )
-      ),
+        ),
+        ...recipientFor(grant.agent as DID),
+      })),
       ...others.map(({ agent, authorization }): Known => ({
         account,
         agent,
@@ -142,9 +238,9 @@ async function listKnown(
             : agent === service?.info.agent
               ? 'the service'
               : 'another agent',
-        state:
-          authorization.expiration * 1000 > Date.now() ? 'active' : 'ended',
+        state: isInForce(authorization, Date.now()) ? 'active' : 'ended',
         reauthorizeBy: timeOf(authorization.expiration * 1000),
+        ...recipientFor(agent),
       }))
     )
   }
@@ -224,7 +320,10 @@ async function revokeHere(
 
 function tableOf(known: Known[]): string {
   return formatTable(
-    ['ACCOUNT', 'WHO', 'STATE', 'GRANTED', 'LAST REFRESH', 'RE-AUTHORIZE BY'],
+    [
+      ...['ACCOUNT', 'WHO', 'STATE', 'GRANTED', 'LAST REFRESH'],
+      ...['RE-AUTHORIZE BY', 'PRIVATE PARTS ARE SEALED FOR'],
+    ],
     known.map(({ account, agent, who, state, parts, refreshed, ...grant }) => [
       printable(account),
       who === 'another agent' ? printable(agent) : who,
@@ -232,6 +331,7 @@ function tableOf(known: Known[]): string {
       parts ? printable(parts.join(', ')) || 'nothing private' : 'unknown here',
       refreshed ?? 'unknown here',
       grant.reauthorizeBy,
+      printable(grant.recipient ?? 'not for it'),
     ])
   )
 }

@@ -84,7 +84,11 @@ export function createShareCommand(
   )
 }
 
-function readAgent(text: string): SpaceDID {
+/**
+ * @param text - as somebody typed it
+ * @throws {@link UsageError} when it is no agent
+ */
+export function readAgent(text: string): SpaceDID {
   if (/^did:key:z\w+$/.test(text)) return text as SpaceDID
   throw new UsageError(
     `"${text}" is not an agent; give its did:key, as \`bluesky-backups whoami\` shows it there`
