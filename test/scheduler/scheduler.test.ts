@@ -157,7 +157,7 @@ describe('scheduler, in fake time', function () {
     await using world = await startWorld()
     const { next = 0 } = await world.schedule(ALICE, { every: DAY / SECOND })
     const { schedules } = world.stores
-    const { settle } = schedules
+    const settle = schedules.settle.bind(schedules)
     let isKilled = false
     // Killed when the run has ended, and nobody has noted that.
     schedules.settle = (...input) =>
@@ -179,7 +179,7 @@ describe('scheduler, in fake time', function () {
     await using world = await startWorld()
     const { next = 0 } = await world.schedule(ALICE, { every: DAY / SECOND })
     const { schedules } = world.stores
-    const { settle } = schedules
+    const settle = schedules.settle.bind(schedules)
     let isKilled = false
     schedules.settle = async (...input) => {
       const isOurs = await settle(...input)
@@ -308,7 +308,7 @@ describe('scheduler, in fake time', function () {
     await using world = await startWorld()
     const { runs } = world.stores
     const { next = 0 } = await world.schedule(ALICE, { every: DAY / SECOND })
-    const { get, list } = runs
+    const before = { ...runs }
     let failures = 0
     runs.list = async () => []
     runs.get = async () => {
@@ -317,7 +317,7 @@ describe('scheduler, in fake time', function () {
     }
     await world.time.pass(next - world.time.now() + 3 * HOUR)
     assert.equal(failures, POLICY.attempts)
-    Object.assign(runs, { get, list })
+    Object.assign(runs, before)
     const present = await world.present(ALICE)
     assert.equal(present.state, 'active')
     assert.equal(present.next, next + DAY)
