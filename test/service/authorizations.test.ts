@@ -13,6 +13,7 @@ import {
   type InvocationConfig,
 } from '../../src/client/index.ts'
 import { createSha256 } from '../../src/backup/index.ts'
+import { HOST_POLICY } from '../../src/service/hosts.ts'
 import { RUNNER_POLICY } from '../../src/service/runner.ts'
 import { listAuthorizations, mergeHeads } from '../../src/space/index.ts'
 import { createSpaceReader } from '../../src/storacha/index.ts'
@@ -354,6 +355,25 @@ describe('authorizations of the service', () => {
     ;({ alice, space } = await createActors())
     const proofs = [await allow(space, alice, ['authorization/*'])]
     await requested({}, { issuer: alice, with: space.did(), proofs })
+  })
+
+  it('are not begun at a host that was asked as often as it may be', async () => {
+    await using service = await startTestService(
+      { hostRate: '1' },
+      network.environment,
+      { hostPolicy: { ...HOST_POLICY, patience: 0 } }
+    )
+    const answer = await Authorization.request(
+      config,
+      {
+        account: account.did,
+        delegation: await allow(space, service.agent, BACKUP_ABILITIES),
+      },
+      { connection: service.connection }
+    )
+    const { name, message } = failureOf(answer)
+    assert.equal(name, 'HostUnavailable')
+    assert.match(message, /was asked as often as it may be for now/)
   })
 
   it('leave no secret in the log', async () => {
