@@ -1,4 +1,11 @@
-import { FetchRequestError, safeFetchWrap } from '@atproto-labs/fetch-node'
+import {
+  checkForbiddenDomainNamePolicy,
+  checkProtocolPolicy,
+  DEFAULT_FORBIDDEN_DOMAIN_NAMES,
+  FetchRequestError,
+  safeDispatchFetchWrap,
+  safeFetchWrap,
+} from '@atproto-labs/fetch-node'
 import {
   BackupError,
   ForbiddenAddressError,
@@ -6,6 +13,7 @@ import {
 } from '../backup/errors.ts'
 import { orAbort } from './or-abort.ts'
 import { printable } from './printable.ts'
+import { checkPublicAddress, publicLookup } from './public-address.ts'
 
 export type Fetch = typeof globalThis.fetch
 
@@ -73,6 +81,7 @@ export function createSafeFetch({
   const create = (limits: Limits) =>
     withLimits(
       safeFetchWrap({
+        ...(allowPrivateNetwork ? {} : { fetch: publicOnly() }),
         ssrfProtection: !allowPrivateNetwork,
         responseMaxSize: limits.maxSize,
         // The library's timeout ends a stream that is alive, and cannot be told
@@ -95,6 +104,29 @@ export function createSafeFetch({
       headTimeout: stream.headTimeout ?? 60_000,
       idleTimeout: stream.idleTimeout ?? 30_000,
     }),
+  }
+}
+
+/**
+ * Takes the place of the connections of `@atproto-labs/fetch-node`, whose guard
+ * knows fewer addresses that are not public. Each hop of a redirect is held to
+ * what the first is held to.
+ */
+function publicOnly(): Fetch {
+  const forbidden = new Set(DEFAULT_FORBIDDEN_DOMAIN_NAMES)
+  const fetch = safeDispatchFetchWrap({
+    fetch: globalThis.fetch,
+    checkUrl: (url) =>
+      checkProtocolPolicy(url, { 'https:': { allowCustomPort: false } }) ??
+      checkForbiddenDomainNamePolicy(url, forbidden) ??
+      checkPublicAddress(url),
+    lookup: publicLookup,
+  })
+  return (input, init) => {
+    const { dispatcher: _dispatcher, ...rest } = init as RequestInit & {
+      dispatcher?: unknown
+    }
+    return fetch(input, rest)
   }
 }
 

@@ -1,15 +1,19 @@
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { finished } from 'node:stream/promises'
 import { pino } from 'pino'
 import {
   CALLBACK_PATH,
   createOAuth,
   loopbackMetadata,
 } from '../atproto/oauth/index.ts'
+import { orAbort } from '../atproto/or-abort.ts'
 import {
+  HostError,
   recordAuthorization,
   type AuthorizationJournal,
+  type Time,
 } from '../backup/index.ts'
 import { systemTime } from '../node/index.ts'
 import { GrantRequestError } from '../service/grant-errors.ts'
@@ -36,6 +40,16 @@ const RETURN_INTERVAL = 60 * 60_000
 /** Sessions that are given back along with a command, at most. */
 const MAX_RETURNS = 20
 
+/**
+ * How long a command that has ended waits for what must not be cut off, and
+ * after how long it says so, in milliseconds. A courier, if there is one, keeps
+ * what comes later.
+ */
+const SETTLE = { timeout: 30_000, quiet: 1_000 }
+
+/** Milliseconds that the last answer may take to get to the user. */
+const LAST_ANSWER_TIMEOUT = 2_000
+
 /** What the agent was let into by its user. */
 export interface AgentGrants {
   keeper: GrantKeeper
@@ -57,17 +71,19 @@ export async function openGrants(
   session: Session,
   { port = 0 }: { port?: number } = {}
 ): Promise<AgentGrants> {
-  const { client, config, fetch } = session
+  const { client, config, signal } = session
   const space = session.space()
   const agent = client.agent.issuer
   const stores = await session.stores()
   const redirect = new URL(CALLBACK_PATH, `http://${LOOPBACK}:${port || 1}`)
-  const keeper = createGrantKeeper({
+  const ending = new AbortController()
+  const uncut = createGrantKeeper({
     agent,
     grants: stores.grants,
     oauth: createOAuth({
       metadata: loopbackMetadata(redirect),
-      fetch,
+      // A host trades a token once: who has begun waits for the answer.
+      fetch: session.fetchUntil(ending.signal),
       plcUrl: config.plcUrl,
       handleResolverUrl: config.handleResolverUrl,
       allowHttp: config.allowPrivateNetwork,
@@ -83,9 +99,17 @@ export async function openGrants(
       }
       return own?.authorization
     },
-    time: systemTime,
+    time: timeUntil(ending.signal),
     logger: pino({ level: 'silent' }),
   })
+  session.defer(async () => {
+    await settle(uncut, session)
+    // Neither a host nor a store that does not answer keeps the process.
+    ending.abort(
+      new HostError('the command has ended before there was an answer')
+    )
+  })
+  const keeper = interruptible(uncut, signal)
   const journal: AuthorizationJournal = {
     async pending(account) {
       const pending = await keeper.pending(space, account)
@@ -116,7 +140,7 @@ export async function openGrants(
       try {
         await publish(account, signal)
         const before = systemTime.now() - RETURN_INTERVAL
-        await keeper.giveBack(before, { limit: MAX_RETURNS })
+        await orAbort(keeper.giveBack(before, { limit: MAX_RETURNS }), signal)
       } catch (error) {
         signal.throwIfAborted()
         session.warn(
@@ -124,6 +148,63 @@ export async function openGrants(
         )
       }
     },
+  }
+}
+
+/**
+ * Ends what somebody waits for when the user interrupts the command. What was
+ * begun goes on, and is waited for before the command ends.
+ */
+function interruptible(keeper: GrantKeeper, signal: AbortSignal): GrantKeeper {
+  const whileWanted = <T>(work: () => Promise<T>): Promise<T> => {
+    signal.throwIfAborted()
+    return orAbort(work(), signal)
+  }
+  return {
+    ...keeper,
+    request: async (request) => whileWanted(() => keeper.request(request)),
+    revoke: async (...input) => whileWanted(() => keeper.revoke(...input)),
+    async open(...input) {
+      const session = await whileWanted(() => keeper.open(...input))
+      return (
+        session && {
+          ...session,
+          fetch: async (...input) => whileWanted(() => session.fetch(...input)),
+        }
+      )
+    },
+  }
+}
+
+/** Waits for what must not be cut off, and not for ever. */
+async function settle(
+  keeper: GrantKeeper,
+  { warn }: Pick<Session, 'warn'>
+): Promise<void> {
+  const settled = new AbortController()
+  const { signal } = settled
+  const after = (ms: number) =>
+    systemTime.sleep(ms, signal).then(
+      () => true,
+      () => false
+    )
+  const isLong = after(SETTLE.quiet).then((isLong) => {
+    if (!isLong) return
+    warn(
+      'what a host was asked for must not be lost, and is waited for; interrupt again to end at once'
+    )
+  })
+  await Promise.race([keeper.settle(), after(SETTLE.timeout)])
+  settled.abort()
+  await isLong
+}
+
+/** The time of this machine, in which nobody sleeps after the signal. */
+function timeUntil(end: AbortSignal): Time {
+  return {
+    now: () => systemTime.now(),
+    sleep: (ms, signal) =>
+      systemTime.sleep(ms, signal ? AbortSignal.any([end, signal]) : end),
   }
 }
 
@@ -152,6 +233,8 @@ export async function authorizeHere(
   // Nobody waits for it while the server starts.
   promise.catch(() => {})
   let grants: AgentGrants | undefined
+  /** Answers that are on their way. */
+  const answering = new Set<Promise<void>>()
   const server = createServer((request, response) => {
     const url = new URL(request.url ?? '/', `http://${LOOPBACK}`)
     const answer = async () => {
@@ -190,7 +273,12 @@ export async function authorizeHere(
       })
       response.end(await renderPage(page))
     }
-    answer().catch(reject)
+    const answered = answer()
+      .catch(reject)
+      // Whoever does not want it any more may have gone.
+      .then(() => finished(response).catch(() => {}))
+      .finally(() => answering.delete(answered))
+    answering.add(answered)
   })
   server.listen(0, LOOPBACK)
   await once(server, 'listening', { signal })
@@ -226,7 +314,14 @@ export async function authorizeHere(
   } finally {
     signal.removeEventListener('abort', abort)
     server.close()
-    server.closeIdleConnections()
+    const waited = new AbortController()
+    await Promise.race([
+      Promise.all(answering),
+      systemTime.sleep(LAST_ANSWER_TIMEOUT, waited.signal).catch(() => {}),
+    ])
+    waited.abort()
+    // Browsers open some ahead that they never use.
+    server.closeAllConnections()
   }
 }
 

@@ -51,7 +51,12 @@ export interface FoundService {
 export interface Session extends AsyncDisposable {
   config: AgentConfig
   client: Client
+  /** Asks foreign hosts; ended by an interrupt. */
   fetch: SafeFetch
+  /** Aborted when the user interrupts the command. */
+  signal: AbortSignal
+  /** Asks foreign hosts until this signal is aborted, whatever the user does. */
+  fetchUntil(signal: AbortSignal): SafeFetch
   identities: IdentityResolver
   /** Shared by all that is read from the Space in this command. */
   reader: SpaceReader
@@ -78,6 +83,8 @@ export interface Session extends AsyncDisposable {
   clockAt(service: FoundService): Clock
   /** Tells the user what should not go unseen. */
   warn(message: string): void
+  /** Does something when the command is at its end, while all is there yet. */
+  defer(work: () => Promise<void>): void
 }
 
 /**
@@ -111,14 +118,31 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
   const safeFetch = createSafeFetch({
     allowPrivateNetwork: config.allowPrivateNetwork,
   })
-  const fetch = {
-    small: abortable(safeFetch.small, io.signal),
-    stream: abortable(safeFetch.stream, io.signal),
-  }
+  const fetchUntil = (signal: AbortSignal): SafeFetch => ({
+    small: abortable(safeFetch.small, signal),
+    stream: abortable(safeFetch.stream, signal),
+  })
+  const fetch = fetchUntil(io.signal)
   const warn = (message: string) => printLine(io.stderr, `warning: ${message}`)
+  if (config.allowPrivateNetwork) {
+    warn('private and loopback addresses are allowed: only for local networks')
+  }
 
   const storesOptions = { path: join(config.home, 'agent.sqlite') }
   let stores: Promise<Stores> | undefined
+  const ending = new AsyncDisposableStack()
+  ending.defer(async () => {
+    const opened = await stores?.catch(() => undefined)
+    await opened?.[Symbol.asyncDispose]()
+  })
+  const courier = ending.use(
+    createCourier({
+      stores: storesOptions,
+      fetch: { allowPrivateNetwork: config.allowPrivateNetwork },
+      // Nobody looks at a terminal for what comes after the command.
+      logLevel: 'silent',
+    })
+  )
   const openOwnStores = async () => {
     await mkdir(config.home, { recursive: true, mode: 0o700 })
     return openStores(storesOptions)
@@ -156,6 +180,8 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     config,
     client,
     fetch,
+    signal: io.signal,
+    fetchUntil,
     warn,
     identities: createIdentityResolver({
       plcUrl: config.plcUrl,
@@ -172,12 +198,7 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
       createSha256: createNativeSha256,
     }),
     stores: () => (stores ??= openOwnStores()),
-    courier: createCourier({
-      stores: storesOptions,
-      fetch: { allowPrivateNetwork: config.allowPrivateNetwork },
-      // Nobody looks at a terminal for what comes after the command.
-      logLevel: 'silent',
-    }),
+    courier,
     space() {
       const space = client.currentSpace()
       if (!space) {
@@ -205,17 +226,14 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
           })
         )
       ),
-    async [Symbol.asyncDispose]() {
-      session.courier[Symbol.dispose]()
-      const opened = await stores?.catch(() => undefined)
-      await opened?.[Symbol.asyncDispose]()
-    },
+    defer: (work) => ending.defer(work),
+    [Symbol.asyncDispose]: () => ending.disposeAsync(),
   }
   return session
 }
 
 /**
- * Requests end when the user interrupts the command.
+ * Requests end with the signal.
  *
  * @param timeout - milliseconds that a request may take
  */

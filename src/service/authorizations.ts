@@ -11,7 +11,7 @@ import {
 import { Authorization } from '../capabilities/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
-import { findAuthority } from './delegation.ts'
+import { encodeGiven, findAuthority } from './delegation.ts'
 import { GrantRequestError, SpaceUnreadableError } from './grant-errors.ts'
 import { failure } from './invocation.ts'
 
@@ -48,6 +48,8 @@ export function createAuthorizationService(
           validation,
         })
         if (authority.error) return authority
+        const given = encodeGiven(authority.ok)
+        if (given.error) return given
 
         try {
           const { did: account, handle } = await identities.resolve(

@@ -6,7 +6,7 @@ import { Backup } from '../capabilities/index.ts'
 import type { WatchedRun } from '../stores/index.ts'
 import { encodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
-import { findAuthority } from './delegation.ts'
+import { encodeGiven, findAuthority } from './delegation.ts'
 import { failure } from './invocation.ts'
 
 /** Runs that `backup/status` lists for a Space, if it is not told how many. */
@@ -31,6 +31,8 @@ export function createBackupService(context: ServiceContext) {
           validation,
         })
         if (authority.error) return authority
+        const given = encodeGiven(authority.ok)
+        if (given.error) return given
 
         const task = await Backup.perform.delegate({
           issuer: agent,

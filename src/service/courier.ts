@@ -184,6 +184,8 @@ class Carriage {
   leave(): void {
     this.#isLeaving = true
     clearTimeout(this.#timer)
+    // What comes from now on is kept by the courier when its sender has gone.
+    this.#child.channel?.unref()
     if (this.#held.size === 0 && this.#child.connected) {
       this.#child.disconnect()
     }

@@ -16,7 +16,7 @@ import {
 } from '@ucanto/validator'
 import { Backup, BACKUP_ABILITIES } from '../capabilities/index.ts'
 import { SpaceDID } from '../capabilities/common.ts'
-import { expirationOf } from './authority.ts'
+import { encodeDelegations, expirationOf } from './authority.ts'
 import { InvalidBodyError } from './errors.ts'
 import {
   attachedBlocks,
@@ -32,6 +32,9 @@ const COVER_RUN = ['backup/run', 'backup/*', '*']
 
 /** Characters of the validator's explanation that are told. */
 const MAX_REASON_LENGTH = 1000
+
+/** Bytes of what an agent gives, with all its proofs, that are kept. */
+const MAX_DELEGATION_SIZE = 256 * 1024
 
 /** The last time that there is a date for, in Unix milliseconds. */
 const MAX_TIME = 8.64e15
@@ -55,6 +58,22 @@ export function attachedDelegation(invocation: Invocation, link: Link) {
     return failure('InsufficientDelegation', error.message)
   }
   return ok(delegation)
+}
+
+/**
+ * Refuses what is too large to be kept until it is redeemed.
+ *
+ * @param given - delegations of an agent
+ * @returns CAR of them with all their proofs
+ */
+export function encodeGiven(given: DelegationView[]) {
+  const bytes = encodeDelegations(given)
+  return bytes.length <= MAX_DELEGATION_SIZE
+    ? ok(bytes)
+    : failure(
+        'InsufficientDelegation',
+        `the delegation has ${bytes.length} bytes with its proofs, and at most ${MAX_DELEGATION_SIZE} are kept; leave out proofs that it does not need`
+      )
 }
 
 /**

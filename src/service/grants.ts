@@ -252,8 +252,12 @@ export interface GrantKeeper {
    * Tells hosts again what is given back, and what they have not confirmed.
    *
    * @param time - Unix milliseconds since which they were not told
+   * @param options.signal - no more are told when it is aborted
    */
-  giveBack(time: number, options: { limit: number }): Promise<void>
+  giveBack(
+    time: number,
+    options: { limit: number; signal?: AbortSignal }
+  ): Promise<void>
 
   /** Waits for all that must not be cut off: refreshes, and what users do. */
   settle(): Promise<void>
@@ -308,6 +312,9 @@ interface Replaced {
 
 /** Less than any `seq`. */
 const NO_GRANT = 0
+
+/** Hosts that are told at the same time what is given back. */
+const HOSTS_AT_ONCE = 4
 
 /** Why a grant has ended that is not where it was; it may come back. */
 const LOST = 'GrantLostError'
@@ -1317,11 +1324,17 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
         return { revoked, confirmed: isConfirmed && !isLost }
       }),
 
-    async giveBack(before, { limit }) {
+    async giveBack(before, { limit, signal }) {
       const now = time.now()
-      for (const each of await grants.returns({ before, now, limit })) {
-        await tellHost(each)
+      const next = (await grants.returns({ before, now, limit })).values()
+      // Each takes the next one: hosts that do not answer hold up no others.
+      const work = async () => {
+        for (const each of next) {
+          if (signal?.aborted) return
+          await tellHost(each)
+        }
       }
+      await Promise.all(Array.from({ length: HOSTS_AT_ONCE }, work))
     },
 
     async settle() {

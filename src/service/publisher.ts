@@ -1,5 +1,6 @@
 import type { Delegation } from '@ucanto/interface'
 import type { Logger } from 'pino'
+import { orAbort } from '../atproto/or-abort.ts'
 import {
   recordAuthorization,
   type BackupLimits,
@@ -71,7 +72,7 @@ export function createPublisher(context: PublisherContext): Publisher {
   const { grants, time, logger, policy } = context
   const reader = openReader(context)
   const stopping = new AbortController()
-  let looking: Promise<void> | undefined
+  let looking: Promise<unknown> | undefined
 
   const publish = async (space: DID, account: DID): Promise<boolean> => {
     // Where the Space has another one by a greater number, the pending one is
@@ -150,16 +151,28 @@ export function createPublisher(context: PublisherContext): Publisher {
       }
     }
     await Promise.all(Array.from({ length: policy.concurrency }, work))
-    await grants.giveBack(time.now() - policy.returns, { limit: policy.batch })
   }
-  const look = async () => {
+  const giveBackDue = async () => {
+    const { signal } = stopping
+    const before = time.now() - policy.returns
+    const options = { limit: policy.batch, signal }
+    // What a host has not confirmed is kept, and told again.
+    await orAbort(grants.giveBack(before, options), signal)
+  }
+  const repeat = async (work: () => Promise<void>, failure: string) => {
     while (!stopping.signal.aborted) {
-      await publishDue().catch((error: unknown) => {
-        logger.error({ err: error }, 'looking for authorizations failed')
+      await work().catch((error: unknown) => {
+        if (!stopping.signal.aborted) logger.error({ err: error }, failure)
       })
       await time.sleep(policy.interval, stopping.signal).catch(() => {})
     }
   }
+  // Spaces and hosts that do not answer hold up each other in no way.
+  const look = () =>
+    Promise.all([
+      repeat(publishDue, 'looking for authorizations failed'),
+      repeat(giveBackDue, 'giving authorizations back failed'),
+    ])
 
   return {
     start() {

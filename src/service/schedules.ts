@@ -17,13 +17,14 @@ import type {
   ScheduleDecision,
   Stores,
 } from '../stores/index.ts'
-import { decodeDelegations, encodeDelegations } from './authority.ts'
+import { decodeDelegations } from './authority.ts'
 import type { ServiceContext } from './context.ts'
-import { attachedDelegation, checkScheduled } from './delegation.ts'
+import {
+  attachedDelegation,
+  checkScheduled,
+  encodeGiven,
+} from './delegation.ts'
 import { failure } from './invocation.ts'
-
-/** Bytes of a delegation with its proofs that is kept. */
-const MAX_DELEGATION_SIZE = 256 * 1024
 
 /** Milliseconds that a pause may take. */
 const LONGEST_PAUSE = 366 * 24 * 60 * 60 * 1000
@@ -70,13 +71,9 @@ export function createScheduleService(
           validation
         )
         if (checked.error) return checked
-        const bytes = encodeDelegations([delegation])
-        if (bytes.length > MAX_DELEGATION_SIZE) {
-          return failure(
-            'InsufficientDelegation',
-            `the delegation has ${bytes.length} bytes with its proofs, and at most ${MAX_DELEGATION_SIZE} are kept; leave out proofs that it does not need`
-          )
-        }
+        const encoded = encodeGiven([delegation])
+        if (encoded.error) return encoded
+        const bytes = encoded.ok
         if (
           !present &&
           (await stores.schedules.count(space)) >= schedulesPerSpace

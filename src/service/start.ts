@@ -58,6 +58,7 @@ import { openStores, type Stores, type StoresOptions } from '../stores/index.ts'
 import { decodeDelegations } from './authority.ts'
 import type { ServiceConfig } from './config.ts'
 import type { PipelineContext } from './context.ts'
+import { counted } from './counted.ts'
 import { createCourier } from './courier.ts'
 import { createConclusion } from './conclude.ts'
 import { DataFolderError } from './errors.ts'
@@ -184,15 +185,14 @@ export async function startService(
   const url = config.publicUrl ?? new URL(`http://localhost:${http.port}`)
   const did: `did:web:${string}` = `did:web:${encodeURIComponent(url.host)}`
   const id = agent.withDID(did)
+  const budget = createHostBudget({
+    rate: config.hostRate,
+    period: hostPolicy.period / 1000,
+    ...(config.databaseUrl === undefined ? {} : { database: stores.database }),
+  })
   const hosts = createHosts({
     store: stores.hosts,
-    budget: createHostBudget({
-      rate: config.hostRate,
-      period: hostPolicy.period / 1000,
-      ...(config.databaseUrl === undefined
-        ? {}
-        : { database: stores.database }),
-    }),
+    budget,
     waiting: Math.max(1, Math.floor(config.concurrentRuns / 2)),
     time,
     logger,
@@ -207,7 +207,12 @@ export async function startService(
   const oauth = await createOAuthFor(url, config, {
     time,
     logger,
-    fetch: pipeline.safeFetch,
+    fetch: counted(pipeline.safeFetch, {
+      budget,
+      time,
+      patience: hostPolicy.patience,
+      directory: config.plcUrl,
+    }),
   })
   const reader = openReader(pipeline)
   const grants =

@@ -3,12 +3,14 @@ import dns from 'node:dns'
 import { getEventListeners } from 'node:events'
 import type { RequestListener } from 'node:http'
 import { syncBuiltinESMExports } from 'node:module'
+import { isIP, Socket } from 'node:net'
+import tls from 'node:tls'
 import { setTimeout } from 'node:timers/promises'
 import { gzipSync } from 'node:zlib'
 import { createSafeFetch } from '../../src/atproto/safe-fetch.ts'
 import type { SafeFetchOptions } from '../../src/atproto/safe-fetch.ts'
 import { ForbiddenAddressError, HostError } from '../../src/backup/errors.ts'
-import { startServer } from './network.ts'
+import { startServer, type TestServer } from './network.ts'
 
 const FORBIDDEN = [
   ['loopback', 'https://127.0.0.1/'],
@@ -26,6 +28,23 @@ const FORBIDDEN = [
   ['loopback mapped into IPv6, in hex', 'https://[::ffff:7f00:1]/'],
   ['loopback translated by NAT64', 'https://[64:ff9b::7f00:1]/'],
   ['loopback tunneled by 6to4', 'https://[2002:7f00:1::]/'],
+  [
+    'loopback translated by NAT64, written out',
+    'https://[64:ff9b::127.0.0.1]/',
+  ],
+  ['loopback translated by a local NAT64', 'https://[64:ff9b:1::7f00:1]/'],
+  ['loopback translated by SIIT', 'https://[::ffff:0:127.0.0.1]/'],
+  ['loopback compatible with IPv4', 'https://[::127.0.0.1]/'],
+  ['loopback compatible with IPv4, in hex', 'https://[::7f00:1]/'],
+  ['metadata compatible with IPv4', 'https://[::169.254.169.254]/'],
+  ['private network compatible with IPv4', 'https://[::a00:1]/'],
+  ['Teredo', 'https://[2001::53aa:64c:0:0:f5ff:fffe]/'],
+  ['loopback by ISATAP', 'https://[2606:4700::5efe:127.0.0.1]/'],
+  [
+    'loopback by ISATAP, globally unique',
+    'https://[2606:4700::200:5efe:7f00:1]/',
+  ],
+  ['IPv6 that nobody has', 'https://[4000::1]/'],
   ['unspecified address', 'https://0.0.0.0/'],
   ['unspecified address of IPv6', 'https://[::]/'],
   ['localhost', 'https://localhost/'],
@@ -51,6 +70,32 @@ const FORBIDDEN = [
   ['file', 'file:///etc/passwd'],
   ['data', 'data:text/plain,hello'],
   ['ftp', 'ftp://93.184.215.14/'],
+] as const
+
+/** As name servers answer. */
+const FORBIDDEN_ANSWERS = [
+  '10.0.0.1',
+  '127.0.0.1',
+  '169.254.169.254',
+  '::1',
+  'fd00::1',
+  'fe80::1',
+  '::ffff:10.0.0.1',
+  '::127.0.0.1',
+  '::7f00:1',
+  '::a9fe:a9fe',
+  '64:ff9b::a00:1',
+  '64:ff9b:1::a00:1',
+  '2002:a00:1::',
+  '2001:0:53aa:64c::f5ff:fffe',
+  '2606:4700::5efe:10.0.0.1',
+  '2606:4700::200:5efe:a00:1',
+] as const
+
+const ALLOWED = [
+  ['IPv4', 'https://1.1.1.1/'],
+  ['IPv6', 'https://[2606:4700:4700::1111]/'],
+  ['IPv6 that is no ISATAP', 'https://[2606:4700:0:5efe::1]/'],
 ] as const
 
 type Callback = (error: null, addresses: dns.LookupAddress[]) => void
@@ -87,26 +132,121 @@ describe('safe fetch', () => {
       )
     })
 
-    it('refuses a public name that resolves to a private address', async () => {
-      const { lookup } = dns
-      const answer = (_name: string, _options: object, callback: Callback) =>
-        callback(null, [{ address: '10.0.0.1', family: 4 }])
-      dns.lookup = answer as unknown as typeof lookup
-      syncBuiltinESMExports()
-      try {
-        await assert.rejects(
-          small('https://rebound.bsky.network/', { redirect: 'error' }),
-          ForbiddenAddressError
-        )
-      } finally {
-        dns.lookup = lookup
-        syncBuiltinESMExports()
-      }
+    for (const address of FORBIDDEN_ANSWERS) {
+      it(`refuses a public name that resolves to ${address}`, async () => {
+        for (const addresses of [[address], ['1.1.1.1', address]]) {
+          using _names = answerNames(() => addresses)
+          for (const fetch of [small, stream]) {
+            await assert.rejects(
+              fetch('https://rebound.bsky.network/', { redirect: 'error' }),
+              ForbiddenAddressError
+            )
+          }
+        }
+      })
+    }
+
+    it('refuses a name that resolves to a private address from the second time on', async () => {
+      let asked = 0
+      using _names = answerNames(() => [++asked > 1 ? '10.0.0.1' : '1.1.1.1'])
+      await using server = await startServer((_, response) =>
+        // So that there has to be a second connection.
+        response.writeHead(200, { connection: 'close' }).end('hello')
+      )
+      using _connections = leadTo(server)
+      const url = 'https://rebinding.bsky.network/'
+      const response = await small(url, { redirect: 'error' })
+      assert.equal(await response.text(), 'hello')
+      await assert.rejects(
+        small(url, { redirect: 'error' }),
+        ForbiddenAddressError
+      )
+      assert.equal(asked, 2)
     })
 
-    it('refuses to be sent to a forbidden address', async () => {
-      // Loopback is allowed here, so that there is a server to be sent on by:
-      // what is checked at the second hop is the same policy as at the first.
+    for (const [what, url] of ALLOWED) {
+      it(`goes to public ${what}: ${url}`, async () => {
+        await using server = await startServer((_, response) =>
+          response.end('hello')
+        )
+        for (const fetch of [small, stream]) {
+          using connections = leadTo(server)
+          const response = await fetch(url, { redirect: 'error' })
+          assert.equal(await response.text(), 'hello')
+          const { hostname } = new URL(url)
+          const [host] = connections.hosts
+          assert.equal(host, hostname.replace(/[[\]]/g, ''))
+        }
+      })
+    }
+
+    for (const address of [
+      '1.1.1.1',
+      '2606:4700:4700::1111',
+      '::ffff:1.1.1.1',
+    ]) {
+      it(`goes to a public name that resolves to ${address}`, async () => {
+        await using server = await startServer((_, response) =>
+          response.end('hello')
+        )
+        using _names = answerNames(() => [address])
+        using connections = leadTo(server)
+        const url = 'https://public.bsky.network/'
+        const response = await small(url, { redirect: 'error' })
+        assert.equal(await response.text(), 'hello')
+        assert.deepEqual(connections.hosts, ['public.bsky.network'])
+      })
+    }
+
+    for (const location of [
+      'http://127.0.0.1/',
+      'https://127.0.0.1/',
+      'https://10.0.0.1/',
+      'https://[::1]/',
+      'https://[::7f00:1]/',
+      'https://[2606:4700::5efe:7f00:1]/',
+      'https://localhost/',
+      'https://private.bsky.network/',
+      'http://public.bsky.network/',
+      'https://public.bsky.network:8443/',
+      'https://example.com/',
+    ]) {
+      it(`refuses to be sent by a public host to ${location}`, async () => {
+        let asked = 0
+        await using server = await startServer((_, response) => {
+          asked++
+          response.writeHead(302, { location, connection: 'close' }).end()
+        })
+        using _names = answerNames((name) => [
+          name === 'private.bsky.network' ? '::a00:1' : '1.1.1.1',
+        ])
+        using _connections = leadTo(server)
+        for (const fetch of [small, stream]) {
+          await assert.rejects(
+            fetch('https://public.bsky.network/', { redirect: 'follow' }),
+            ForbiddenAddressError
+          )
+        }
+        // The first hop of each was made, and no other.
+        assert.equal(asked, 2)
+      })
+    }
+
+    it('is sent by a public host to another', async () => {
+      await using server = await startServer((request, response) =>
+        request.headers.host === 'public.bsky.network'
+          ? response.writeHead(302, { location: 'https://1.1.1.1/' }).end()
+          : response.end('hello')
+      )
+      using _names = answerNames(() => ['1.1.1.1'])
+      using _connections = leadTo(server)
+      const url = 'https://public.bsky.network/'
+      const response = await small(url, { redirect: 'follow' })
+      assert.equal(await response.text(), 'hello')
+    })
+
+    it('refuses to be sent to a forbidden name, or to a file', async () => {
+      // Also where private addresses are allowed.
       const { small, stream } = local()
       for (const location of ['http://example.com/', 'file:///etc/passwd']) {
         await using server = await startServer((_, response) =>
@@ -387,6 +527,59 @@ describe('safe fetch', () => {
     })
   })
 })
+
+/** Answers for name servers what public names are, until it is disposed of. */
+function answerNames(answer: (name: string) => readonly string[]): Disposable {
+  const { lookup } = dns
+  const replaced = (name: string, options: object, callback: Callback) => {
+    if (!name.endsWith('.bsky.network')) {
+      return lookup(name, options, callback as never)
+    }
+    const addresses = answer(name)
+    callback(
+      null,
+      addresses.map((address) => ({ address, family: isIP(address) }))
+    )
+  }
+  dns.lookup = replaced as unknown as typeof lookup
+  syncBuiltinESMExports()
+  return {
+    [Symbol.dispose]() {
+      dns.lookup = lookup
+      syncBuiltinESMExports()
+    },
+  }
+}
+
+/**
+ * Has secure connections end at a server of this machine, until it is disposed
+ * of: nothing but the last step, for which there would have to be an internet,
+ * is replaced.
+ */
+function leadTo({ url }: TestServer): Disposable & { hosts: string[] } {
+  const { connect } = tls
+  const hosts: string[] = []
+  const replaced = ({ host = '', lookup }: tls.ConnectionOptions) => {
+    hosts.push(host)
+    const socket = new Socket()
+    const go = (error?: Error | null) => {
+      if (error) return socket.destroy(error)
+      socket.connect(Number(url.port), url.hostname)
+    }
+    socket.once('connect', () => socket.emit('secureConnect'))
+    // Literal addresses are not looked up by real connections either.
+    if (isIP(host)) go()
+    else lookup?.(host, { all: true }, go)
+    return socket
+  }
+  tls.connect = replaced as unknown as typeof connect
+  return {
+    hosts,
+    [Symbol.dispose]() {
+      tls.connect = connect
+    },
+  }
+}
 
 const endless: RequestListener = (_, response) => {
   const chunk = new Uint8Array(65_536)

@@ -1,12 +1,17 @@
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
+import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
+import { systemTime } from '../../src/node/index.ts'
 import type { RunningService } from '../../src/service/index.ts'
 import { openStores } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
 import { comeBack } from '../service/come-back.ts'
 import { Agent, createFolder, startTestService } from './harness.ts'
+
+const HOUR = 60 * 60_000
 
 type Visit = Awaited<ReturnType<typeof comeBack>>
 
@@ -17,10 +22,16 @@ describe('authorizing on the command line', () => {
   let folder: string
   let account: Account
   let alice: Agent
+  /** Called when the host trades a token, before it answers. */
+  let onRefresh: () => unknown = () => {}
 
   before(async () => {
     folder = resources.use(await createFolder()).path
-    network = resources.use(await startNetwork())
+    network = resources.use(
+      await startNetwork({
+        pds: { onRefresh: async () => void (await onRefresh()) },
+      })
+    )
     service = resources.use(
       await startTestService(network, join(folder, 'service'))
     )
@@ -36,7 +47,11 @@ describe('authorizing on the command line', () => {
   after(() => resources.disposeAsync())
 
   /** Runs the command, and does what the user does at the host meanwhile. */
-  const authorize = async (words: string[], options = {}) => {
+  const authorize = async (
+    words: string[],
+    options = {},
+    beforeBack: (back: URL) => unknown = () => {}
+  ) => {
     const visited = Promise.withResolvers<Visit>()
     visited.promise.catch(() => {})
     let shown = ''
@@ -50,7 +65,10 @@ describe('authorizing on the command line', () => {
         password: account.password,
         ...options,
       })
-        .then((back) => comeBack(back))
+        .then(async (back) => {
+          await beforeBack(back)
+          return comeBack(back)
+        })
         .then(visited.resolve, visited.reject)
     }
     const finished = await alice.run(['authorize', ...words], {
@@ -63,6 +81,20 @@ describe('authorizing on the command line', () => {
   it('lists nobody at first', async () => {
     const { stdout } = await alice.run(['authorizations', 'ls'])
     assert.match(stdout, /nobody is let into an account/)
+  })
+
+  it('says once, beside the result, that private addresses are allowed', async () => {
+    const warning =
+      /^warning: private and loopback addresses are allowed: only for local networks$/gm
+    for (const words of [['whoami'], ['status'], ['authorizations', 'ls']]) {
+      const { code, stderr, json } = await alice.run([...words, '--json'])
+      assert.equal(code, 0)
+      assert.equal(stderr.match(warning)?.length, 1)
+      assert.equal(typeof json, 'object')
+    }
+    const env = { BLUESKY_BACKUPS_ALLOW_PRIVATE_NETWORK: 'false' }
+    const { stderr } = await alice.run(['whoami', '--json'], { env })
+    assert.equal(stderr, '')
   })
 
   it('lets the service in', async () => {
@@ -162,6 +194,104 @@ describe('authorizing on the command line', () => {
     assert.ok(!after.stdout.includes('RE-AUTHORIZE:'))
   })
 
+  it('does not wait for what a browser has opened and does not use', async () => {
+    let idle: Socket | undefined
+    const { finished, page } = await authorize(
+      [account.handle, '--here'],
+      {},
+      async ({ hostname, port }) => {
+        idle = connect(Number(port), hostname)
+        await once(idle, 'connect')
+      }
+    )
+    assert.equal(finished.code, 0, finished.stderr)
+    // The answer is there, and nothing else keeps the process.
+    assert.match(page, /You have let this agent in/)
+    assert.ok(idle)
+    idle.resume()
+    if (!idle.closed) await once(idle, 'close')
+  })
+
+  describe('and a refresh that is under way', () => {
+    const time = { ...systemTime }
+    /** Each refresh makes a session that is good from then on. */
+    let ahead = 0
+    const { execPath } = process
+
+    before(async () => {
+      const { finished } = await authorize([account.handle, '--here'])
+      assert.equal(finished.code, 0, finished.stderr)
+    })
+
+    afterEach(() => {
+      onRefresh = () => {}
+      Object.assign(systemTime, time)
+      process.execPath = execPath
+    })
+
+    const grantOf = async () => {
+      const { did: space } = (await alice.json(['status'])).space
+      await using stores = await openStores({
+        path: join(folder, 'alice', 'agent.sqlite'),
+      })
+      const grant = await stores.grants.get(space, account.did)
+      assert.ok(grant)
+      return grant
+    }
+
+    /** Interrupts a backup as soon as the host has traded the token. */
+    const interrupt = async (answer: () => Promise<void>) => {
+      const { seq } = await grantOf()
+      const interrupted = new AbortController()
+      let refreshes = 0
+      onRefresh = async () => {
+        refreshes++
+        interrupted.abort(new Error('interrupted'))
+        await answer()
+      }
+      ahead += 4 * HOUR
+      systemTime.now = () => Date.now() + ahead
+      const finished = await alice.run(
+        ['backup', 'run', account.handle, '--here', '--include', 'preferences'],
+        { signal: interrupted.signal }
+      )
+      Object.assign(systemTime, time)
+      onRefresh = () => {}
+      assert.equal(finished.code, 130, finished.stdout)
+      assert.equal(refreshes, 1)
+      return { seq, ...finished }
+    }
+
+    for (const how of ['carried', 'sent directly']) {
+      it(`${how}, waits for the answer when the user gives up`, async () => {
+        if (how === 'sent directly') {
+          process.execPath = join(folder, 'no such program')
+        }
+        const { seq, stderr } = await interrupt(() => time.sleep(1500))
+        assert.match(stderr, /is waited for; interrupt again to end at once/)
+        const after = await grantOf()
+        assert.equal(after.seq, seq + 1)
+        assert.equal(after.state, 'active')
+        assert.equal(after.answer, undefined)
+      })
+
+      it(`${how}, does not wait for ever`, async () => {
+        if (how === 'sent directly') {
+          process.execPath = join(folder, 'no such program')
+        }
+        const answer = Promise.withResolvers<void>()
+        systemTime.sleep = (ms, signal) => time.sleep(Math.min(ms, 200), signal)
+        const began = Date.now()
+        const { seq } = await interrupt(() => answer.promise)
+        assert.ok(Date.now() - began < 5_000)
+        assert.equal((await grantOf()).seq, seq)
+        answer.resolve()
+        process.execPath = execPath
+        await authorize([account.handle, '--here'])
+      })
+    }
+  })
+
   it('says so when the user says no', async () => {
     const { finished } = await authorize([account.handle], { deny: true })
     assert.equal(finished.code, 1)
@@ -176,7 +306,12 @@ describe('authorizing on the command line', () => {
     for (const words of [[], ['--here']]) {
       const { code, stderr } = await alice.run(
         ['authorize', account.handle, ...words],
-        { signal: interrupt.signal, onStderr: () => interrupt.abort() }
+        {
+          signal: interrupt.signal,
+          onStderr: (text) => {
+            if (text.includes('waiting')) interrupt.abort()
+          },
+        }
       )
       assert.equal(code, 130, stderr)
     }

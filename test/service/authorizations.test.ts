@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { join } from 'node:path'
 import type { Signer } from '@ucanto/interface'
 import {
   BACKUP_ABILITIES,
@@ -12,9 +13,11 @@ import {
   type InvocationConfig,
 } from '../../src/client/index.ts'
 import { createSha256 } from '../../src/backup/index.ts'
+import { HOST_POLICY } from '../../src/service/hosts.ts'
 import { RUNNER_POLICY } from '../../src/service/runner.ts'
 import { listAuthorizations, mergeHeads } from '../../src/space/index.ts'
 import { createSpaceReader } from '../../src/storacha/index.ts'
+import { openStores } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
 import { findFreePort } from '../network/loopback-server.ts'
 import { startNetwork, type Account, type Network } from '../network/index.ts'
@@ -24,6 +27,7 @@ import {
   createActors,
   createFolder,
   failureOf,
+  paddedTo,
   startTestService,
   type Space,
   type TestService,
@@ -297,6 +301,79 @@ describe('authorizations of the service', () => {
       )
     }
     assert.deepEqual(await list(), [])
+  })
+
+  it('are not asked for with more than the service keeps', async () => {
+    const padding = { delegation: 0, proof: 0 }
+    const ask = async () => {
+      const padded = await allow(
+        space,
+        alice,
+        BACKUP_ABILITIES,
+        paddedTo(padding.proof)
+      )
+      const delegation = await allow(alice, service.agent, BACKUP_ABILITIES, {
+        with: space.did(),
+        proofs: [padded],
+        ...paddedTo(padding.delegation),
+      })
+      return request({ delegation })
+    }
+    for (const where of ['delegation', 'proof'] as const) {
+      padding[where] = 256 * 1024
+      const { name, message } = failureOf(await ask())
+      assert.equal(name, 'InsufficientDelegation')
+      assert.match(message, /at most 262144 are kept; leave out proofs/)
+      padding[where] = 125 * 1024
+    }
+    assert.equal((await ask()).error, undefined)
+  })
+
+  it('are asked for by so many at the same time for one Space', async () => {
+    await using stores = await openStores({
+      path: join(service.config.dataFolder, 'service.sqlite'),
+    })
+    const expires = Date.now() + 60_000
+    const ask = (count: number) =>
+      stores.grants.addRequest(
+        {
+          state: crypto.randomUUID(),
+          space: space.did(),
+          account: `did:plc:${count}`,
+          sealed: Uint8Array.of(1),
+          delegation: Uint8Array.of(1),
+          expires,
+        },
+        Date.now()
+      )
+    for (let count = 0; count < 99; count++) await ask(count)
+    await requested()
+    const { name, message } = failureOf(await request())
+    assert.equal(name, 'TooManyRequests')
+    assert.match(message, /the Space has 100 requests/)
+    // Others are not concerned.
+    ;({ alice, space } = await createActors())
+    const proofs = [await allow(space, alice, ['authorization/*'])]
+    await requested({}, { issuer: alice, with: space.did(), proofs })
+  })
+
+  it('are not begun at a host that was asked as often as it may be', async () => {
+    await using service = await startTestService(
+      { hostRate: '1' },
+      network.environment,
+      { hostPolicy: { ...HOST_POLICY, patience: 0 } }
+    )
+    const answer = await Authorization.request(
+      config,
+      {
+        account: account.did,
+        delegation: await allow(space, service.agent, BACKUP_ABILITIES),
+      },
+      { connection: service.connection }
+    )
+    const { name, message } = failureOf(answer)
+    assert.equal(name, 'HostUnavailable')
+    assert.match(message, /was asked as often as it may be for now/)
   })
 
   it('leave no secret in the log', async () => {

@@ -20,6 +20,7 @@ import {
   createActors,
   eventOf,
   failureOf,
+  paddedTo,
   seconds,
   startServer,
   startTestService,
@@ -158,6 +159,27 @@ describe('backup handlers', () => {
       )
       assert.equal(error, undefined)
       assert.equal((await status())[0]?.run.toString(), ok.run.toString())
+    })
+
+    it('refuses more than it keeps of what is delegated, with its proofs', async () => {
+      const give = async (size: number) => {
+        const padded = await allow(
+          space,
+          alice,
+          BACKUP_ABILITIES,
+          paddedTo(size)
+        )
+        const delegation = await allow(alice, service.agent, BACKUP_ABILITIES, {
+          with: space.did(),
+          proofs: [padded],
+        })
+        return run({ delegation })
+      }
+      const { name, message } = await give(256 * 1024)
+      assert.equal(name, 'InsufficientDelegation')
+      assert.match(message, /at most 262144 are kept; leave out proofs/)
+      assert.deepEqual(await status(), [])
+      assert.ok((await give(250 * 1024)).run)
     })
 
     it('refuses an account outside the delegation', async () => {

@@ -108,6 +108,24 @@ describe('a courier', () => {
     })
   }
 
+  it('keeps nobody from ending who does not wait for the answer', async () => {
+    await using place = await createPlace()
+    const asked = Promise.withResolvers<void>()
+    const gone = Promise.withResolvers<void>()
+    await using host = await serve(async (_request, response) => {
+      asked.resolve()
+      await gone.promise
+      response.end(TOKEN)
+    })
+    const child = begin({ ...place, url: host.url, leaves: true })
+    await asked.promise
+    child.send('go')
+    assert.deepEqual(await once(child, 'exit'), [0, null])
+    gone.resolve()
+    await place.courierEnds(child)
+    assert.ok((await place.kept())?.answer)
+  })
+
   it('keeps nothing that has changed nothing at the host', async () => {
     await using place = await createPlace()
     await using host = await serve((_request, response) => {
@@ -258,13 +276,13 @@ async function createPlace() {
 }
 
 /** Sends a courier by a process that can be killed. */
-function begin({ options, url, grant }: Errand) {
+function begin({ options, url, grant, leaves = false }: Errand) {
   const script = fileURLToPath(new URL('courier-child.ts', import.meta.url))
   const child = fork(script, {
     serialization: 'advanced',
     stdio: ['ignore', 'pipe', 'inherit', 'ipc'],
   })
   child.stdout?.resume()
-  child.send({ options, url, grant } satisfies Errand)
+  child.send({ options, url, grant, leaves } satisfies Errand)
   return Object.assign(child, { closed: once(child, 'close') })
 }

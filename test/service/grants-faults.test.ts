@@ -572,6 +572,43 @@ describe('grants when something fails', () => {
       assert.equal(revoked.length, 1)
     })
 
+    it('are given back to some while others do not answer', async () => {
+      const { keeper, authorize } = failing()
+      const subjects: DID[] = []
+      isDown = true
+      for (let count = 0; count < 3; count++) {
+        if (count > 0) {
+          const handle = `alice${accounts++}.test`
+          alice = await pds.createAccount({ handle })
+        }
+        await authorize(alice)
+        await keeper.revoke(SPACE, did())
+        subjects.push(did())
+      }
+      isDown = false
+      let told = 0
+      const answered = Promise.withResolvers<void>()
+      const slow = failing({
+        onRequest: ({ pathname }) =>
+          pathname === '/oauth/revoke' && ++told < 3
+            ? answered.promise
+            : undefined,
+      })
+      const options = { limit: 10 }
+      const giving = slow.keeper.giveBack(Date.now() + 1, options)
+      while (revoked.length === 0) await sleep(5)
+      const waiting = async () => {
+        const returns = await Promise.all(
+          subjects.map((account) => stores.grants.returnsOf(SPACE, account))
+        )
+        return returns.flat().length
+      }
+      while ((await waiting()) > 2) await sleep(5)
+      answered.resolve()
+      await giving
+      assert.equal(await waiting(), 0)
+    })
+
     it('are not forgotten by who is killed before the host is told', async () => {
       const { keeper, authorize } = failing()
       await authorize(alice)

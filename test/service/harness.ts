@@ -52,6 +52,7 @@ export function allow(
     notBefore?: number
     nb?: Record<string, unknown>
     proofs?: Delegation[]
+    facts?: Record<string, unknown>[]
   } = {}
 ): Promise<Delegation> {
   return delegate({
@@ -65,6 +66,11 @@ export function allow(
     expiration,
     ...options,
   })
+}
+
+/** So that a delegation with it, and its proofs, has about so many bytes. */
+export function paddedTo(size: number) {
+  return { facts: [{ padding: 'x'.repeat(size) }] }
 }
 
 /** What an upload service says of a login that it has confirmed by email. */

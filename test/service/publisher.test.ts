@@ -3,7 +3,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
 import { Authorization, Backup } from '../../src/client/index.ts'
 import { systemTime } from '../../src/node/index.ts'
-import { PUBLISHER_POLICY } from '../../src/service/publisher.ts'
+import { createLogger } from '../../src/service/logger.ts'
+import {
+  createPublisher,
+  PUBLISHER_POLICY,
+  type PublisherContext,
+} from '../../src/service/publisher.ts'
 import { RUNNER_POLICY } from '../../src/service/runner.ts'
 import { openStores } from '../../src/stores/index.ts'
 import { consent } from '../network/consent.ts'
@@ -150,5 +155,60 @@ describe('authorizations that are on their way into a Space', () => {
     const grant = await stores.grants.get(space.did(), account.did)
     assert.equal(grant?.seq, 2)
     assert.equal(grant.refreshing, undefined)
+  })
+
+  it('are held up by no host that does not take back what it has granted', async () => {
+    let looks = 0
+    let ended = 0
+    const publisher = createPublisher({
+      grants: {
+        pending: async () => undefined,
+        async pendingOlderThan() {
+          looks++
+          return []
+        },
+        attempted: async () => {},
+        published: async () => true,
+        giveBack: (_before, { signal }) => {
+          signal?.addEventListener('abort', () => ended++)
+          return new Promise(() => {})
+        },
+      },
+      policy: { ...PUBLISHER_POLICY, interval: 1 },
+      time: systemTime,
+      logger: createLogger('silent'),
+      gateways: [],
+    } as Partial<PublisherContext> as PublisherContext)
+    publisher.start()
+    await until(() => looks > 3)
+    await publisher.stop()
+    assert.equal(ended, 1)
+    const before = looks
+    await sleep(20)
+    assert.equal(looks, before)
+  })
+
+  it('hold up no host that is told again what is given back', async () => {
+    let told = 0
+    const looking = Promise.withResolvers<never[]>()
+    const publisher = createPublisher({
+      grants: {
+        pending: async () => undefined,
+        pendingOlderThan: () => looking.promise,
+        attempted: async () => {},
+        published: async () => true,
+        async giveBack() {
+          told++
+        },
+      },
+      policy: { ...PUBLISHER_POLICY, interval: 1 },
+      time: systemTime,
+      logger: createLogger('silent'),
+      gateways: [],
+    } as Partial<PublisherContext> as PublisherContext)
+    publisher.start()
+    await until(() => told > 3)
+    looking.resolve([])
+    await publisher.stop()
   })
 })

@@ -8,11 +8,11 @@ import {
   type NodeSavedState,
   type OAuthAuthorizationServerMetadata,
 } from '@atproto/oauth-client-node'
-import { LRUCache } from 'lru-cache'
 import { HostError } from '../../backup/errors.ts'
 import { limited } from '../limited.ts'
 import { printable } from '../printable.ts'
 import type { Fetch, SafeFetch } from '../safe-fetch.ts'
+import { createCache } from './cache.ts'
 import {
   GrantEndedError,
   hostErrorIn,
@@ -130,11 +130,6 @@ export type SendRefresh = (
 
 /** Milliseconds that a session is used for whose host does not tell. */
 const MAX_LIFETIME = 60 * 60_000
-
-/** Milliseconds that what a host has said is believed. */
-const CACHE_LIFETIME = 60_000
-/** Hosts whose words are kept. */
-const CACHE_SIZE = 1_000
 
 /** What a request of the client may do, beside asking for metadata. */
 type Purpose = 'authorize' | 'callback' | 'refresh' | 'read' | 'revoke'
@@ -355,22 +350,6 @@ export function createOAuth(options: OAuthOptions): OAuth {
         )
       }
     },
-  }
-}
-
-/**
- * What hosts have said, by their origins. It is not asked for again for each
- * request, and not believed for long; a refresh asks all the same.
- */
-function createCache<Value extends string | object>() {
-  const cache = new LRUCache<string, Value>({
-    max: CACHE_SIZE,
-    ttl: CACHE_LIFETIME,
-  })
-  return {
-    get: (origin: string) => cache.get(origin),
-    set: (origin: string, value: Value) => void cache.set(origin, value),
-    del: (origin: string) => void cache.delete(origin),
   }
 }
 
