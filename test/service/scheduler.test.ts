@@ -45,6 +45,11 @@ const OPTIONS = {
   },
 }
 
+/** So small that a backup has many, which takes a while. Bytes. */
+const SHARD_SIZE = 256 * 1024
+const BLOBS = 40
+const BLOB_SIZE = 100_000
+
 describe('schedules of the service', () => {
   const resources = new AsyncDisposableStack()
   let network: Network
@@ -163,6 +168,52 @@ describe('schedules of the service', () => {
     assert.equal(renewed.state, 'active')
     assert.equal(renewed.reason, undefined)
     await until(async () => (await runs()) > before)
+  })
+
+  it('stop in the middle of a run when the delegation is revoked', async () => {
+    const watchful = {
+      ...OPTIONS,
+      policy: { ...OPTIONS.policy, check: 20 },
+      shardSize: SHARD_SIZE,
+    }
+    await using service = await startTestService(
+      SETTINGS,
+      network.environment,
+      watchful
+    )
+    const bob = await network.pds.createAccount({ handle: 'bobby.test' })
+    const blobs = Array.from({ length: BLOBS }, () => BLOB_SIZE)
+    await seedAccount(bob.agent, { posts: 5, blobs })
+    const { stats } = network.storacha
+    stats.reset()
+    const delegation = await allow(space, service.agent, ABILITIES)
+    const made = await Backup.schedule(
+      config,
+      { account: bob.did as `did:plc:x`, every: EVERY, delegation },
+      service
+    )
+    assert.equal(made.error, undefined)
+    await until(() => stats.puts >= 2)
+    const revoked = await Revocation.revoke(
+      { issuer: space, with: space.did() },
+      delegation,
+      service
+    )
+    assert.equal(revoked.error, undefined)
+    const stopped = await until(async () => {
+      const now = await present(service)
+      return now?.state === 'stopped' && now
+    })
+    assert.equal(stopped.reason?.name, 'Unauthorized')
+    assert.match(stopped.reason.message, /revoked/)
+    assert.equal(stopped.lastRun?.outcome, 'failed')
+    assert.equal(stopped.next, undefined)
+    const { puts } = stats
+    assert.ok(stats.bytesPut < BLOBS * BLOB_SIZE)
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    assert.equal(stats.puts, puts)
+    const { ok } = await Clock.head(config, service)
+    assert.deepEqual(ok?.head, [])
   })
 
   it('wait while they are paused', async () => {

@@ -317,6 +317,55 @@ export const queueContract: Contract = {
     })
   },
 
+  'which keys are live is told': async ({ open }) => {
+    const { engine } = await open()
+    await engine.enqueue([jobOf('queued'), jobOf('active'), jobOf('done')])
+    const ending = Promise.withResolvers<void>()
+    const ended: string[] = []
+    engine.work(
+      {
+        async test({ key }) {
+          if (key === 'queued') throw new RetryLaterError('', { after: 60_000 })
+          if (key === 'active') await ending.promise
+          ended.push(key)
+        },
+      },
+      { concurrency: 3 }
+    )
+    const all = ['queued', 'active', 'done', 'nobody', "it's"]
+    const live = async () => [...(await engine.live(all))].sort()
+    await until(async () => (await live()).length === 2)
+    assert.deepEqual(await live(), ['active', 'queued'])
+    assert.deepEqual(await engine.live([]), new Set())
+    ending.resolve()
+    await until(async () => (await live()).length === 1)
+    assert.deepEqual(await live(), ['queued'])
+    assert.deepEqual(ended.sort(), ['active', 'done'])
+  },
+
+  'a job that goes last lets younger ones pass, and comes again': async ({
+    open,
+  }) => {
+    const { engine } = await open()
+    await engine.enqueue([jobOf('old')])
+    const begun: string[] = []
+    let turns = 0
+    engine.work(
+      {
+        async test({ key, attempt }) {
+          begun.push(`${key} ${attempt}`)
+          if (key === 'old' && turns++ === 0) {
+            await engine.enqueue([jobOf('young'), jobOf('younger')])
+            throw new RetryLaterError('', { after: 0 }, { isLast: true })
+          }
+        },
+      },
+      { concurrency: 1 }
+    )
+    await until(() => begun.length === 4)
+    assert.deepEqual(begun, ['old 1', 'young 1', 'younger 1', 'old 1'])
+  },
+
   'a job that is given up is kept with why, and its key is free': async ({
     open,
   }) => {
