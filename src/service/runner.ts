@@ -255,6 +255,11 @@ export function startRunner(context: RunnerContext): Runner {
         )
         if (error?.name === 'Unauthorized') {
           stop.abort(new AuthorityLostError(error.message))
+        } else if (error) {
+          log.warn(
+            { failure: error },
+            'the delegation of a run cannot be checked'
+          )
         }
       } catch (error) {
         log.warn({ err: error }, 'the delegation of a run cannot be checked')
