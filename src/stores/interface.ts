@@ -22,6 +22,7 @@ export interface Stores extends AsyncDisposable {
   schedules: ScheduleStore
   grants: GrantStore
   hosts: HostStore
+  service: ServiceStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -118,6 +119,20 @@ export interface HostStore {
    * @param before - Unix milliseconds; those that were left alone until then
    */
   forget(before: number): Promise<void>
+}
+
+/** Whose the database is: delegations and grants in it are for one agent. */
+export interface ServiceStore {
+  /**
+   * Takes the database for an agent, unless it is another's.
+   *
+   * @param agent - its `did:key`
+   * @returns the `did:key` of whose it is now
+   */
+  claim(agent: string): Promise<string>
+
+  /** @returns false when the database is not the old agent's */
+  replace(old: string, agent: string): Promise<boolean>
 }
 
 /** Somebody took a delegation back. */

@@ -374,6 +374,16 @@ export const migrations: Record<string, Migration> = {
       await db.schema.alterTable('grants').addColumn('answer', bytes).execute()
     },
   },
+
+  '0012-agent-of-the-service': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('service')
+        .addColumn('id', 'integer', (column) => column.notNull().primaryKey())
+        .addColumn('agent', 'text', (column) => column.notNull())
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

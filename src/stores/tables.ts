@@ -27,6 +27,8 @@ export interface Tables {
     position: number
     bytes: Uint8Array
   }
+  /** One row, of `id` 1. */
+  service: { id: number; agent: string }
   hosts: {
     host: string
     kind: HostTroubleKind
