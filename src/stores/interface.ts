@@ -172,7 +172,7 @@ export interface RunRequest {
   agent: string
   /** Names of the parts to back up. */
   include: string[]
-  /** CAR of the invocation with its proofs. */
+  /** CAR of the invocation with its proofs; empty when the run has ended. */
   authority: Uint8Array
   /** Unix milliseconds. */
   created: number
@@ -306,7 +306,8 @@ export interface RunStore {
   release(id: string, owner: string): Promise<boolean>
 
   /**
-   * Ends a claimed run and keeps its receipt, both or none.
+   * Ends a claimed run and keeps its receipt, both or none. What it acted upon
+   * is forgotten.
    *
    * @returns false when the run is not the owner's any more
    */

@@ -384,6 +384,16 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0012-authority-of-ended-runs': {
+    async up(db: Kysely<{ runs: { authority: Uint8Array } }>) {
+      await db
+        .updateTable('runs')
+        .set({ authority: new Uint8Array() })
+        .where(sql<boolean>`state in ('done', 'failed')`)
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

@@ -143,6 +143,8 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
           ...(progress === undefined ? {} : { progress: toJSON(progress) }),
           outcome: toJSON(outcome),
           error: toJSON(error),
+          // Nobody acts upon it any more.
+          authority: new Uint8Array(),
           owner: null,
           lease_expiration: null,
           updated: now,
