@@ -236,7 +236,7 @@ export const SETTINGS = {
   concurrentRuns: setting(
     integer(1, 1000).default(4),
     'NUMBER',
-    'backups at the same time'
+    'backups at the same time; of one host half of them at most, so that others need not wait'
   ),
   concurrentBlobs: setting(
     integer(1, 100).default(DEFAULT_LIMITS.concurrentBlobs),

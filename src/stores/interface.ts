@@ -174,6 +174,8 @@ export interface RunRequest {
   include: string[]
   /** CAR of the invocation with its proofs; empty when the run has ended. */
   authority: Uint8Array
+  /** A schedule asks for it: nobody waits, and it lets others go first. */
+  scheduled?: boolean
   /** Unix milliseconds. */
   created: number
 }
@@ -182,6 +184,9 @@ export type RunState = 'queued' | 'running' | 'done' | 'failed'
 
 /** One backup run. */
 export interface Run extends RunRequest {
+  scheduled: boolean
+  /** Where the account is, as far as is known; or was, when it was last run. */
+  host?: string
   state: RunState
   /** How far the run is, any JSON value. */
   progress?: unknown
@@ -271,8 +276,10 @@ export interface RunStore {
   }): Promise<WatchedRun[]>
 
   /**
-   * Takes the oldest run that is queued, or running with an expired lease.
+   * Takes a run that is queued, or running with an expired lease: first those
+   * that somebody waits for, then those of schedules; of these the oldest.
    *
+   * @param options.without - hosts whose runs are passed over
    * @param options.owner - no two claims that may be at work at the same time
    *   have the same
    * @param options.now - Unix milliseconds
@@ -282,7 +289,24 @@ export interface RunStore {
     owner: string
     now: number
     lease: number
+    without?: string[]
   }): Promise<Run | undefined>
+
+  /**
+   * Tells on which host the account of a claimed run is. The next run of the
+   * account begins with that.
+   *
+   * @returns false when the run is not the owner's any more
+   */
+  locate(id: string, owner: string, host: string): Promise<boolean>
+
+  /**
+   * Gives back a claimed run that was not begun, since its host has enough of
+   * them; the claim does not count.
+   *
+   * @returns false when the run is not the owner's any more
+   */
+  defer(id: string, owner: string, host: string): Promise<boolean>
 
   /**
    * Keeps a claimed run, and tells how far it is.

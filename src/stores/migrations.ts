@@ -394,6 +394,25 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0012-turns-of-runs': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .alterTable('runs')
+        .addColumn('scheduled', 'integer', (column) =>
+          column.notNull().defaultTo(0)
+        )
+        .execute()
+      await db.schema.alterTable('runs').addColumn('host', 'text').execute()
+      await db.schema.dropIndex('runs_to_claim').execute()
+      await db.schema
+        .createIndex('runs_to_claim')
+        .on('runs')
+        .columns(['scheduled', 'created', 'id'])
+        .where(sql<boolean>`state in ('queued', 'running')`)
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

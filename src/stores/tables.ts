@@ -53,6 +53,9 @@ export interface RunRow {
   agent: string
   include: string
   authority: Uint8Array
+  /** 1 for a run that a schedule asks for. */
+  scheduled: number
+  host: string | null
   state: RunState
   progress: string | null
   outcome: string | null
