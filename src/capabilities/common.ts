@@ -46,8 +46,13 @@ export interface RateLimited extends Failure {
   retryAfter: number
 }
 
+/** Nobody can tell just now whether a proof was revoked, and the service asks. */
+export interface RevocationsUnavailable extends Failure {
+  name: 'RevocationsUnavailable'
+}
+
 /** Failures that pass with time, of every capability. */
-export type TryLater = ServiceUnavailable | RateLimited
+export type TryLater = ServiceUnavailable | RateLimited | RevocationsUnavailable
 
 type Verdict = Result<Unit, Failure>
 

@@ -48,6 +48,7 @@ export function createBackupService(context: ServiceContext) {
           agent: invocation.issuer.did(),
           include: include ?? [...Backup.DEFAULT_PARTS],
           authority: encodeDelegations([task, ...authority.ok]),
+          scheduled: invocation.issuer.did() === agent.did(),
           created: time.now(),
         })
         runner.kick()

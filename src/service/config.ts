@@ -100,12 +100,20 @@ export const SETTINGS = {
   keyFile: setting(
     z.string().min(1).optional(),
     'FILE',
-    "the service's private key; made if it is not there (service.key in the data folder if left out)"
+    "the service's private key; made if it is not there (service.key in the data folder if left out). All processes on one PostgreSQL have the same"
   ),
   clientKeyFile: setting(
     z.string().min(1).optional(),
     'FILE',
-    'private keys by which the service proves to hosts of accounts who it is; made if it is not there (client-keys.json in the data folder if left out)'
+    'private keys by which the service proves to hosts of accounts who it is; made if it is not there (client-keys.json in the data folder if left out). All processes on one PostgreSQL have the same'
+  ),
+  replaceKey: setting(
+    z
+      .string()
+      .regex(/^did:key:z\w+$/, 'must be a did:key')
+      .optional(),
+    'DID',
+    'agent that the database belongs to, whose key is lost: gives the database to the key there is. Nothing that was delegated or granted before holds any more; stop all other processes first'
   ),
   databaseUrl: setting(
     z
@@ -228,7 +236,7 @@ export const SETTINGS = {
   concurrentRuns: setting(
     integer(1, 1000).default(4),
     'NUMBER',
-    'backups at the same time'
+    'backups at the same time; of one host half of them at most, so that others need not wait'
   ),
   concurrentBlobs: setting(
     integer(1, 100).default(DEFAULT_LIMITS.concurrentBlobs),

@@ -24,6 +24,7 @@ import {
   failure,
   messageOf,
 } from './invocation.ts'
+import { isUntold, untold } from './revocations.ts'
 
 const ANYTHING = Schema.dictionary({ value: Schema.unknown() })
 
@@ -111,10 +112,9 @@ export async function findAuthority(
     )
   }
   const trials = { agent, space, proofs, validation }
-  const { lacking, reason } = await findLacking(trials)
-  return lacking.length === 0
-    ? ok(proofs)
-    : insufficient(space, lacking, reason)
+  const { lacking, reason, pending } = await findLacking(trials)
+  if (lacking.length > 0) return insufficient(space, lacking, reason)
+  return pending ?? ok(proofs)
 }
 
 /** What a schedule asks of the delegation that its runs are made by. */
@@ -165,7 +165,7 @@ export async function checkScheduled(
 
   const trials = { agent, space, proofs: [delegation], validation }
   const run = { account, ...(include ? { include } : {}) }
-  const { lacking, reason, revoked } = await findLacking(trials, run)
+  const { lacking, reason, revoked, pending } = await findLacking(trials, run)
   if (revoked) {
     return failure(
       'DelegationRevoked',
@@ -182,6 +182,7 @@ export async function checkScheduled(
     }
   }
   if (lacking.length > 0) return insufficient(space, lacking, reason)
+  if (pending) return pending
   if (first !== undefined && expiration <= first) {
     return failure(
       'DelegationEndsTooSoon',
@@ -198,6 +199,8 @@ export async function checkScheduled(
  * Tries what a run needs in the Space.
  *
  * @param run - also try `backup/run` with this
+ * @returns what is not allowed, and whether there is more of which nobody can
+ *   tell just now
  */
 async function findLacking(
   {
@@ -212,10 +215,11 @@ async function findLacking(
     validation: InvocationContext
   },
   run?: Record<string, unknown>
-): Promise<{ lacking: Ability[]; reason: string; revoked?: Failure }> {
+) {
   const lacking: Ability[] = []
   let reason = ''
   let revoked: Failure | undefined
+  let pending: ReturnType<typeof untold> | undefined
   const attempt = async (
     can: Ability,
     nb: Record<string, unknown> | undefined,
@@ -227,6 +231,7 @@ async function findLacking(
       capability: { can, with: space, ...(nb ? { nb } : {}) },
       proofs,
     }).delegate()
+    let told = true
     const allowed = await access(
       trial as never,
       {
@@ -236,14 +241,18 @@ async function findLacking(
         async validateAuthorization(authorization: Authorization) {
           const verdict = await validation.validateAuthorization(authorization)
           if (verdict.error?.name === 'Revoked') revoked = verdict.error
+          if (isUntold(verdict.error)) told = false
           return verdict
         },
       } as never
     )
-    if (allowed.error) {
-      lacking.push(can)
-      reason ||= messageOf(allowed.error)
+    if (!allowed.error) return
+    if (!told) {
+      pending = untold()
+      return
     }
+    lacking.push(can)
+    reason ||= messageOf(allowed.error)
   }
   if (run) await attempt('backup/run', run, Backup.run)
   for (const can of BACKUP_ABILITIES) {
@@ -251,7 +260,7 @@ async function findLacking(
     const capability = defineCapability({ can, with: SpaceDID, nb: ANYTHING })
     await attempt(can, undefined, capability)
   }
-  return { lacking, reason, ...(revoked ? { revoked } : {}) }
+  return { lacking, reason, revoked, pending }
 }
 
 function insufficient(space: string, lacking: string[], reason: string) {

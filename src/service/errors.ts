@@ -15,6 +15,11 @@ export class DataFolderError extends Error {
   override readonly name = 'DataFolderError'
 }
 
+/** The key of the service is not the one that the database belongs to. */
+export class KeyMismatchError extends Error {
+  override readonly name = 'KeyMismatchError'
+}
+
 /** The service cannot listen where it is told to. */
 export class ListenError extends Error {
   override readonly name = 'ListenError'

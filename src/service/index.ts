@@ -22,7 +22,7 @@ export {
 } from './config.ts'
 export type { ServiceContext } from './context.ts'
 export { createService } from './server.ts'
-export { DataFolderError, ListenError } from './errors.ts'
+export { DataFolderError, KeyMismatchError, ListenError } from './errors.ts'
 export {
   startService,
   type RunningService,

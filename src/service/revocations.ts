@@ -110,14 +110,22 @@ export function createRevocations({
           return error(new Revoked(entry.delegation))
         }
       }
-      return known || policy === 'open'
-        ? ok({})
-        : failure(
-            'RevocationsUnavailable',
-            'nobody can tell just now whether a proof was revoked; try again later'
-          )
+      return known || policy === 'open' ? ok({}) : untold()
     },
   }
+}
+
+/** The failure of a proof of which nobody can tell whether it was revoked. */
+export function untold() {
+  return failure(
+    'RevocationsUnavailable',
+    'nobody can tell just now whether a proof was revoked; try again later'
+  )
+}
+
+/** Whether a failure is {@link untold}, and no refusal of the proof. */
+export function isUntold(failure: Failure | undefined): failure is Failure {
+  return failure?.name === 'RevocationsUnavailable'
 }
 
 /**

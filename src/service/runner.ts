@@ -103,6 +103,24 @@ class ParkedError extends Error {
   override readonly name = 'ParkedError'
 }
 
+/** The host of the run has enough of them here; the run waits for its turn. */
+class DeferredError extends Error {
+  override readonly name = 'DeferredError'
+  readonly host: string
+
+  constructor(host: string) {
+    super(`${host} has its share of the places`)
+    this.host = host
+  }
+}
+
+/** A run that goes on in this process. */
+interface Execution {
+  stop: AbortController
+  /** Where its account is, if that is known. */
+  host: string | undefined
+}
+
 /** Somebody else works on the run now. */
 class LeaseLostError extends Error {
   override readonly name = 'LeaseLostError'
@@ -116,12 +134,51 @@ class AuthorityLostError extends Error {
 /** Starts to work off runs, also those that an earlier process left. */
 export function startRunner(context: RunnerContext): Runner {
   const { stores, grants, time, logger, concurrency, policy } = context
-  const active = new Set<{ stop: AbortController; done: Promise<void> }>()
+  const active = new Map<Execution, Promise<void>>()
   const stopping = new AbortController()
   // The space metadata that runs read is shared by all of them.
   const reader = openReader(context)
   let claiming: Promise<void> | undefined
   let again = false
+
+  /**
+   * Whether a host may have one more run here: as long as it has fewer than
+   * there are places left. So one host has half of the places at most, another
+   * one half of the rest, and hosts that never answer leave room for the next.
+   */
+  const hasRoom = (host: string, among = [...active.keys()]): boolean =>
+    among.filter((each) => each.host === host).length <
+    concurrency - among.length
+  const fullHosts = (): string[] => {
+    const hosts = [...active.keys()].flatMap(({ host }) => host ?? [])
+    return [...new Set(hosts)].filter((host) => !hasRoom(host))
+  }
+
+  /**
+   * Takes note of the host that a run is going to ask.
+   *
+   * @throws {@link DeferredError}
+   */
+  const locate = async (
+    { id }: Run,
+    owner: string,
+    execution: Execution,
+    host: string,
+    log: Logger
+  ): Promise<void> => {
+    if (execution.host === host) return
+    // Its own place is the one that it may take or leave.
+    const others = [...active.keys()].filter((each) => each !== execution)
+    if (!hasRoom(host, others)) {
+      const error = new DeferredError(host)
+      execution.stop.abort(error)
+      throw error
+    }
+    execution.host = host
+    await stores.runs.locate(id, owner, host).catch((error: unknown) => {
+      log.warn({ err: error }, 'the host of a run could not be noted')
+    })
+  }
 
   const claimAll = async () => {
     do {
@@ -132,12 +189,16 @@ export function startRunner(context: RunnerContext): Runner {
           owner,
           now: time.now(),
           lease: policy.lease,
+          without: fullHosts(),
         })
         if (!run) break
-        const stop = new AbortController()
-        const execution = { stop, done: execute(run, owner, stop) }
-        active.add(execution)
-        void execution.done.finally(() => {
+        const execution: Execution = {
+          stop: new AbortController(),
+          host: run.host,
+        }
+        const done = execute(run, owner, execution)
+        active.set(execution, done)
+        void done.finally(() => {
           active.delete(execution)
           kick()
         })
@@ -168,8 +229,9 @@ export function startRunner(context: RunnerContext): Runner {
   async function execute(
     run: Run,
     owner: string,
-    stop: AbortController
+    execution: Execution
   ): Promise<void> {
+    const { stop } = execution
     const log = logger.child({
       run: run.id,
       space: run.space,
@@ -186,8 +248,9 @@ export function startRunner(context: RunnerContext): Runner {
       const result =
         run.attempts > policy.attempts
           ? givenUp(policy.attempts)
-          : await perform(run, proofs, stop.signal, log, (now) => {
-              progress = { ...now }
+          : await perform(run, proofs, stop.signal, log, {
+              onProgress: (now) => (progress = { ...now }),
+              onHost: (host) => locate(run, owner, execution, host, log),
             })
       const receipt = await Receipt.issue({
         issuer: context.id,
@@ -216,6 +279,12 @@ export function startRunner(context: RunnerContext): Runner {
       if (error instanceof ParkedError) {
         log.info('run parked')
         await stores.runs.release(run.id, owner).catch((cause: unknown) => {
+          log.error({ err: cause }, 'the run could not be given back')
+        })
+      } else if (error instanceof DeferredError) {
+        const { host } = error
+        log.debug({ host }, 'the run waits for its turn')
+        await stores.runs.defer(run.id, owner, host).catch((cause: unknown) => {
           log.error({ err: cause }, 'the run could not be given back')
         })
       } else if (error instanceof LeaseLostError) {
@@ -255,6 +324,11 @@ export function startRunner(context: RunnerContext): Runner {
         )
         if (error?.name === 'Unauthorized') {
           stop.abort(new AuthorityLostError(error.message))
+        } else if (error) {
+          log.warn(
+            { failure: error },
+            'the delegation of a run cannot be checked'
+          )
         }
       } catch (error) {
         log.warn({ err: error }, 'the delegation of a run cannot be checked')
@@ -304,7 +378,14 @@ export function startRunner(context: RunnerContext): Runner {
     proofs: Delegation[],
     signal: AbortSignal,
     log: Logger,
-    onProgress: (progress: Readonly<Progress>) => void
+    {
+      onProgress,
+      onHost,
+    }: {
+      onProgress: (progress: Readonly<Progress>) => void
+      /** Called before the host is asked for anything. */
+      onHost: (host: string) => Promise<void>
+    }
   ): Promise<Result<Outcome, RunError>> {
     const space = run.space as `did:key:${string}`
     try {
@@ -312,6 +393,16 @@ export function startRunner(context: RunnerContext): Runner {
         {
           ...context,
           ...openSpace(context, { space, proofs, signal }),
+          identities: {
+            async resolve(account, options) {
+              const identity = await context.identities.resolve(
+                account,
+                options
+              )
+              await onHost(identity.pds.host)
+              return identity
+            },
+          },
           reader,
           journal: (account) => createJournal(stores.journal, space, account),
           ...(grants
@@ -376,9 +467,9 @@ export function startRunner(context: RunnerContext): Runner {
       stopping.abort()
       await polling
       await claiming
-      const finished = Promise.all([...active].map(({ done }) => done))
+      const finished = Promise.all(active.values())
       await settled(finished, timeout)
-      for (const { stop } of active) {
+      for (const { stop } of active.keys()) {
         stop.abort(new ParkedError('the service is going down'))
       }
       await settled(finished, policy.grace)

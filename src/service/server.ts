@@ -115,17 +115,23 @@ export async function createServer(
   return {
     async request({ body }) {
       const invocations = await decodeInvocations(body)
-      const options = {
-        id,
-        audience,
-        ...createValidation(context, attestations),
-      } as unknown as InvocationContext
+      const validationOf = createValidation(context, attestations)
       const receipts = await Promise.all(
         invocations.map(async (invocation) => {
           const started = performance.now()
-          const answer = await perform(invocation, options)
-          const { out, fx } =
+          let untold: Failure | undefined
+          const answer = await perform(invocation, {
+            id,
+            audience,
+            ...validationOf({ onUntold: (failure) => (untold = failure) }),
+          } as unknown as InvocationContext)
+          const { out: given, fx } =
             'do' in answer ? answer.do : { out: answer, fx: undefined }
+          // Whoever is told that it may not does not ask again.
+          const out =
+            untold && given.error?.name === 'Unauthorized'
+              ? { error: untold }
+              : given
           context.metrics?.invoked({
             capability: invocation.capabilities[0].can,
             result: out.error?.name ?? 'ok',

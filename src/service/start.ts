@@ -61,7 +61,7 @@ import type { PipelineContext } from './context.ts'
 import { counted } from './counted.ts'
 import { createCourier } from './courier.ts'
 import { createConclusion } from './conclude.ts'
-import { DataFolderError } from './errors.ts'
+import { DataFolderError, KeyMismatchError } from './errors.ts'
 import { createGrantKeeper, type GrantKeeperContext } from './grants.ts'
 import { createHealth } from './health.ts'
 import { createApp } from './http/app.ts'
@@ -132,7 +132,7 @@ const SETTLE_TIMEOUT = 10_000
 /**
  * Starts the service.
  *
- * @throws {@link DataFolderError} {@link KeyFileError}
+ * @throws {@link DataFolderError} {@link KeyFileError} {@link KeyMismatchError}
  *   {@link StoreUnavailableError} {@link NewerSchemaError} {@link ListenError}
  */
 export async function startService(
@@ -174,6 +174,7 @@ export async function startService(
       ? { path: join(config.dataFolder, 'service.sqlite') }
       : { databaseUrl: config.databaseUrl }
   const stores = resources.use(await openStores(storesOptions))
+  await claimDatabase(stores, agent, config, logger)
   health.opened(stores)
   // The DID may depend on the port, which is known when the service listens.
   let handle: Handle = () =>
@@ -454,6 +455,32 @@ function createHostFinder(
       logger.debug({ err: error, account }, 'the host is not known')
       return undefined
     }
+  }
+}
+
+/**
+ * Delegations and grants in the database are for one agent. A process with
+ * another key could do nothing but stop the schedules that it comes upon.
+ */
+async function claimDatabase(
+  { service }: Stores,
+  agent: { did(): string; created: boolean },
+  { keyFile, replaceKey }: ServiceConfig,
+  logger: Logger
+): Promise<void> {
+  const did = agent.did()
+  let owner = await service.claim(did)
+  if (owner === replaceKey && (await service.replace(owner, did))) {
+    logger.warn(
+      { old: owner, agent: did },
+      'the key was replaced: what was delegated and granted to the old agent does not hold any more; users have to schedule and authorize again'
+    )
+    owner = await service.claim(did)
+  }
+  if (owner !== did) {
+    throw new KeyMismatchError(
+      `the database belongs to the agent ${owner}, and the key in ${keyFile} is of ${did}${agent.created ? ', made just now because there was none' : ''}; copy the key file of the other processes here, or name it by --key-file (--replace-key ${owner} if that key is lost)`
+    )
   }
 }
 

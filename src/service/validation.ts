@@ -1,9 +1,10 @@
 import { error, ok } from '@ucanto/core'
-import type { Authorization, Delegation } from '@ucanto/interface'
+import type { Authorization, Delegation, Failure } from '@ucanto/interface'
 import { DIDResolutionError } from '@ucanto/validator'
 import { parseVerifier } from '../node/index.ts'
 import type { ServiceContext } from './context.ts'
 import { TooManySignaturesError } from './errors.ts'
+import { isUntold } from './revocations.ts'
 
 /** Signatures that are checked for one request. */
 const MAX_SIGNATURES = 500
@@ -13,6 +14,9 @@ const MAX_SIGNATURES = 500
  * keys, who attests for `did:mailto` accounts, and what was revoked.
  *
  * @param proofs - what allows the configured authorities to attest
+ * @returns how one invocation of the request is validated; `onUntold` is called
+ *   when a proof does not hold because nobody can tell whether it was revoked,
+ *   which Ucanto makes an `Unauthorized` of like any other
  */
 export function createValidation(
   {
@@ -32,7 +36,7 @@ export function createValidation(
     ...authorities.map(({ did, key }) => [did, key] as const),
   ])
   let signatures = 0
-  return {
+  return ({ onUntold }: { onUntold: (failure: Failure) => void }) => ({
     principal: {
       // Called once for each signature.
       parse(did: `did:${string}:${string}`) {
@@ -53,7 +57,9 @@ export function createValidation(
     },
     async validateAuthorization(authorization: Authorization) {
       await rates.count(authorization)
-      return revocations.check(authorization)
+      const verdict = await revocations.check(authorization)
+      if (isUntold(verdict.error)) onUntold(verdict.error)
+      return verdict
     },
-  }
+  })
 }

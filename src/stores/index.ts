@@ -9,6 +9,7 @@ import { createReceiptStore } from './receipts.ts'
 import { createRevocationStore } from './revocations.ts'
 import { createRunStore } from './runs.ts'
 import { createScheduleStore } from './schedules.ts'
+import { createServiceStore } from './service.ts'
 import { createSpaceStore } from './spaces.ts'
 import { openSqlite } from './sqlite.ts'
 
@@ -50,6 +51,7 @@ export async function openStores(options: StoresOptions): Promise<Stores> {
     schedules: createScheduleStore(db),
     grants: createGrantStore(db),
     hosts: createHostStore(db),
+    service: createServiceStore(db),
     async ping() {
       await sql`select 1`.execute(db)
     },

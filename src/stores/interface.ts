@@ -22,6 +22,7 @@ export interface Stores extends AsyncDisposable {
   schedules: ScheduleStore
   grants: GrantStore
   hosts: HostStore
+  service: ServiceStore
   /** Answers when the database does. */
   ping(): Promise<void>
 }
@@ -120,6 +121,20 @@ export interface HostStore {
   forget(before: number): Promise<void>
 }
 
+/** Whose the database is: delegations and grants in it are for one agent. */
+export interface ServiceStore {
+  /**
+   * Takes the database for an agent, unless it is another's.
+   *
+   * @param agent - its `did:key`
+   * @returns the `did:key` of whose it is now
+   */
+  claim(agent: string): Promise<string>
+
+  /** @returns false when the database is not the old agent's */
+  replace(old: string, agent: string): Promise<boolean>
+}
+
 /** Somebody took a delegation back. */
 export interface Revocation {
   /** CID of the delegation. */
@@ -157,8 +172,10 @@ export interface RunRequest {
   agent: string
   /** Names of the parts to back up. */
   include: string[]
-  /** CAR of the invocation with its proofs. */
+  /** CAR of the invocation with its proofs; empty when the run has ended. */
   authority: Uint8Array
+  /** A schedule asks for it: nobody waits, and it lets others go first. */
+  scheduled?: boolean
   /** Unix milliseconds. */
   created: number
 }
@@ -167,6 +184,9 @@ export type RunState = 'queued' | 'running' | 'done' | 'failed'
 
 /** One backup run. */
 export interface Run extends RunRequest {
+  scheduled: boolean
+  /** Where the account is, as far as is known; or was, when it was last run. */
+  host?: string
   state: RunState
   /** How far the run is, any JSON value. */
   progress?: unknown
@@ -256,8 +276,10 @@ export interface RunStore {
   }): Promise<WatchedRun[]>
 
   /**
-   * Takes the oldest run that is queued, or running with an expired lease.
+   * Takes a run that is queued, or running with an expired lease: first those
+   * that somebody waits for, then those of schedules; of these the oldest.
    *
+   * @param options.without - hosts whose runs are passed over
    * @param options.owner - no two claims that may be at work at the same time
    *   have the same
    * @param options.now - Unix milliseconds
@@ -267,7 +289,24 @@ export interface RunStore {
     owner: string
     now: number
     lease: number
+    without?: string[]
   }): Promise<Run | undefined>
+
+  /**
+   * Tells on which host the account of a claimed run is. The next run of the
+   * account begins with that.
+   *
+   * @returns false when the run is not the owner's any more
+   */
+  locate(id: string, owner: string, host: string): Promise<boolean>
+
+  /**
+   * Gives back a claimed run that was not begun, since its host has enough of
+   * them; the claim does not count.
+   *
+   * @returns false when the run is not the owner's any more
+   */
+  defer(id: string, owner: string, host: string): Promise<boolean>
 
   /**
    * Keeps a claimed run, and tells how far it is.
@@ -291,7 +330,8 @@ export interface RunStore {
   release(id: string, owner: string): Promise<boolean>
 
   /**
-   * Ends a claimed run and keeps its receipt, both or none.
+   * Ends a claimed run and keeps its receipt, both or none. What it acted upon
+   * is forgotten.
    *
    * @returns false when the run is not the owner's any more
    */

@@ -375,7 +375,46 @@ export const migrations: Record<string, Migration> = {
     },
   },
 
-  '0013-claims-that-have-begun': {
+  '0012-agent-of-the-service': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .createTable('service')
+        .addColumn('id', 'integer', (column) => column.notNull().primaryKey())
+        .addColumn('agent', 'text', (column) => column.notNull())
+        .execute()
+    },
+  },
+
+  '0013-authority-of-ended-runs': {
+    async up(db: Kysely<{ runs: { authority: Uint8Array } }>) {
+      await db
+        .updateTable('runs')
+        .set({ authority: new Uint8Array() })
+        .where(sql<boolean>`state in ('done', 'failed')`)
+        .execute()
+    },
+  },
+
+  '0014-turns-of-runs': {
+    async up(db: Kysely<unknown>) {
+      await db.schema
+        .alterTable('runs')
+        .addColumn('scheduled', 'integer', (column) =>
+          column.notNull().defaultTo(0)
+        )
+        .execute()
+      await db.schema.alterTable('runs').addColumn('host', 'text').execute()
+      await db.schema.dropIndex('runs_to_claim').execute()
+      await db.schema
+        .createIndex('runs_to_claim')
+        .on('runs')
+        .columns(['scheduled', 'created', 'id'])
+        .where(sql<boolean>`state in ('queued', 'running')`)
+        .execute()
+    },
+  },
+
+  '0015-claims-that-have-begun': {
     async up(db: Kysely<unknown>) {
       await db.schema
         .alterTable('schedules')

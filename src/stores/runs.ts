@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import type { Kysely, SqlBool } from 'kysely'
+import type { Kysely, SqlBool, UpdateObject } from 'kysely'
 import type {
   Run,
   RunError,
@@ -14,6 +14,13 @@ import type { RunRow, Tables } from './tables.ts'
 /** As the partial indexes have it, literally, so that they are used. */
 const active = sql<SqlBool>`state in ('queued', 'running')`
 
+/** A run that anybody may claim. */
+const RELEASED = {
+  state: 'queued',
+  owner: null,
+  lease_expiration: null,
+} as const
+
 /** All but `authority`, which may be large. */
 const WATCHED = [
   'id',
@@ -21,6 +28,8 @@ const WATCHED = [
   'account',
   'agent',
   'include',
+  'scheduled',
+  'host',
   'state',
   'progress',
   'outcome',
@@ -89,7 +98,7 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
       return [...new Map(rows.map((row) => [row.id, toWatched(row)])).values()]
     },
 
-    async claim({ owner, now, lease }) {
+    async claim({ owner, now, lease, without = [] }) {
       const row = await db
         .updateTable('runs')
         .set((runs) => ({
@@ -111,6 +120,15 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
                 run('lease_expiration', '<=', now),
               ])
             )
+            .$if(without.length > 0, (query) =>
+              query.where((run) =>
+                run.or([
+                  run('host', 'is', null),
+                  run('host', 'not in', padded(without)),
+                ])
+              )
+            )
+            .orderBy('scheduled')
             .orderBy('created')
             .orderBy('id')
             .limit(1)
@@ -129,11 +147,15 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
         updated: now,
       }),
 
-    release: (id, owner) =>
+    locate: (id, owner, host) => updateOwned(db, id, owner, { host }),
+
+    release: (id, owner) => updateOwned(db, id, owner, RELEASED),
+
+    defer: (id, owner, host) =>
       updateOwned(db, id, owner, {
-        state: 'queued',
-        owner: null,
-        lease_expiration: null,
+        ...RELEASED,
+        host,
+        attempts: sql<number>`attempts - 1`,
       }),
 
     async finish(id, owner, { state, progress, outcome, error, receipt, now }) {
@@ -143,6 +165,8 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
           ...(progress === undefined ? {} : { progress: toJSON(progress) }),
           outcome: toJSON(outcome),
           error: toJSON(error),
+          // Nobody acts upon it any more.
+          authority: new Uint8Array(),
           owner: null,
           lease_expiration: null,
           updated: now,
@@ -159,22 +183,47 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
 
 async function insertRun(
   db: Kysely<Tables>,
-  { id, space, account, agent, include, authority, created }: RunRequest
+  {
+    id,
+    space,
+    account,
+    agent,
+    include,
+    authority,
+    scheduled = false,
+    created,
+  }: RunRequest
 ): Promise<Run | undefined> {
   const row = await db
     .insertInto('runs')
-    .values({
+    .values((run) => ({
       id,
       space,
       account,
       agent,
       include: JSON.stringify(include),
       authority,
+      scheduled: scheduled ? 1 : 0,
+      host: run.fn.coalesce(
+        run
+          .selectFrom('schedules')
+          .select('host')
+          .where('space', '=', space)
+          .where('account', '=', account),
+        run
+          .selectFrom('runs')
+          .select('host')
+          .where('space', '=', space)
+          .where('account', '=', account)
+          .orderBy('created', 'desc')
+          .orderBy('id', 'desc')
+          .limit(1)
+      ),
       state: 'queued',
       created,
       updated: created,
       attempts: 0,
-    })
+    }))
     .onConflict((conflict) => conflict.doNothing())
     .returningAll()
     .executeTakeFirst()
@@ -221,7 +270,7 @@ async function updateOwned(
   db: Kysely<Tables>,
   id: string,
   owner: string,
-  changes: Partial<RunRow>
+  changes: UpdateObject<Tables, 'runs'>
 ): Promise<boolean> {
   const { numUpdatedRows } = await db
     .updateTable('runs')
@@ -244,6 +293,8 @@ function toWatched(row: Omit<RunRow, 'authority'>): WatchedRun {
     account: row.account,
     agent: row.agent,
     include: JSON.parse(row.include) as string[],
+    scheduled: row.scheduled === 1,
+    host: row.host ?? undefined,
     state: row.state,
     progress: fromJSON(row.progress),
     outcome: fromJSON(row.outcome),

@@ -27,6 +27,8 @@ export interface Tables {
     position: number
     bytes: Uint8Array
   }
+  /** One row, of `id` 1. */
+  service: { id: number; agent: string }
   hosts: {
     host: string
     kind: HostTroubleKind
@@ -51,6 +53,9 @@ export interface RunRow {
   agent: string
   include: string
   authority: Uint8Array
+  /** 1 for a run that a schedule asks for. */
+  scheduled: number
+  host: string | null
   state: RunState
   progress: string | null
   outcome: string | null

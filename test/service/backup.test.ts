@@ -399,7 +399,8 @@ describe('backup handlers', () => {
         path: join(service.config.dataFolder, 'service.sqlite'),
       })
       const kept = await stores.runs.get(ok!.run.toString())
-      const [task, ...proofs_] = decodeDelegations(kept!.authority)
+      assert.equal(kept?.scheduled, true)
+      const [task, ...proofs_] = decodeDelegations(kept.authority)
       assert.equal(task?.cid.toString(), ok?.run.toString())
       assert.deepEqual(
         proofs_.map(({ cid }) => cid.toString()),

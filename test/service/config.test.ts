@@ -51,6 +51,10 @@ const GOOD: Record<
     unset: join('bluesky-backups-data', 'client-keys.json'),
     reads: { '/run/secrets/keys': '/run/secrets/keys' },
   },
+  replaceKey: {
+    unset: undefined,
+    reads: { 'did:key:z6Mkold': 'did:key:z6Mkold' },
+  },
   databaseUrl: {
     unset: undefined,
     reads: {
@@ -152,6 +156,7 @@ const BAD: Record<SettingName, string[]> = {
   role: ['everything', 'worker,api'],
   keyFile: [],
   clientKeyFile: [],
+  replaceKey: ['true', 'did:web:backups.example', 'did:key:', 'did:key:z a'],
   databaseUrl: ['mysql://host/db', 'hush'],
   uploadServiceUrl: URLS,
   uploadServiceDid: ['up.example', 'did:plc:x', 'did:web:', 'did:web:a b'],

@@ -25,6 +25,7 @@ import { DecodeError } from '../../src/space/index.ts'
 import {
   openStores,
   StoreUnavailableError,
+  type RunRequest,
   type RunStore,
   type Stores,
 } from '../../src/stores/index.ts'
@@ -113,7 +114,10 @@ describe('runner', () => {
   }
 
   /** Queues a run. */
-  const create = async (store: Stores = stores) => {
+  const create = async (
+    store: Stores = stores,
+    changes: Partial<RunRequest> = {}
+  ) => {
     const { cid } = await blockOf({ run: ++runs })
     const account = `did:plc:${runs}` as const
     const task = await Backup.perform.delegate({
@@ -135,9 +139,19 @@ describe('runner', () => {
       include: ['blobs'],
       authority: encodeDelegations([task]),
       created: runs,
+      ...changes,
     })
     return run.id
   }
+
+  /** Accounts are where their name says; their runs go on for ever. */
+  const named: Resolve = async (account) => ({
+    did: account as `did:plc:${string}`,
+    pds: new URL(`https://${account.split(/[:-]/)[2]}.test`),
+    signingKey: 'did:key:nobody',
+    previousSigningKeys: [],
+    document: '{}',
+  })
 
   const get = async (id: string) => {
     const run = await stores.runs.get(id)
@@ -201,6 +215,88 @@ describe('runner', () => {
     for (const open of doors.values()) open()
     for (const id of ids) await ended(id)
     assert.equal(most, 2)
+  })
+
+  describe('gives a host', () => {
+    /** Runs of an account each, on the hosts that are named. */
+    const createOn = async (...hosts: string[]) => {
+      const ids: string[] = []
+      for (const host of hosts) {
+        const account = `did:plc:${host}-${runs}`
+        ids.push(await create(stores, { account }))
+      }
+      return ids
+    }
+    const states = async (ids: string[]) =>
+      Promise.all(ids.map(async (id) => (await get(id)).state))
+    const running = async (ids: string[]) =>
+      (await states(ids)).filter((state) => state === 'running').length
+    const settled = () =>
+      new Promise((resolve) => setTimeout(resolve, POLICY.poll * 3))
+
+    it('half of the places, and to the next one half of the rest', async () => {
+      const slow = await createOn('one', 'one', 'one', 'one', 'one')
+      const runner = start(named)
+      await until(async () => (await running(slow)) === 2)
+      await settled()
+      assert.equal(await running(slow), 2)
+      const late = await createOn('two', 'two', 'two')
+      await until(async () => (await running(late)) === 1)
+      await settled()
+      assert.equal(await running(late), 1)
+      const other = await createOn('three')
+      await until(async () => (await running(other)) === 1)
+      await settled()
+      assert.equal(runner.active, 4)
+      assert.equal(await running(slow), 2)
+      for (const id of [...slow, ...late, ...other]) {
+        const { attempts, state } = await get(id)
+        assert.equal(attempts, state === 'running' ? 1 : 0)
+      }
+    })
+
+    it('what others leave, as soon as there is room again', async () => {
+      let open: () => void
+      const door = new Promise<void>((resolve) => (open = resolve))
+      const ids = await createOn('one', 'one', 'one')
+      const runner = start(
+        async (account, options) => {
+          if (account.endsWith('-0')) {
+            await door
+            throw new HostError('no answer')
+          }
+          return named(account, options)
+        },
+        { concurrency: 2 }
+      )
+      await until(async () => (await running(ids.slice(1))) === 1)
+      open!()
+      await ended(ids[0]!)
+      await settled()
+      assert.equal(runner.active, 1)
+      assert.equal(await running(ids.slice(1)), 1)
+    })
+
+    it('the only place there is', async () => {
+      const ids = await createOn('one', 'two')
+      start(named, { concurrency: 1 })
+      await until(async () => (await running(ids)) === 1)
+      assert.deepEqual(await states(ids), ['running', 'queued'])
+    })
+
+    it('no more places when accounts of it are known already', async () => {
+      const ids = await createOn('one', 'one', 'one')
+      for (const id of ids) {
+        await stores.runs.claim({ owner: id, now: 0, lease: 1 })
+        await stores.runs.locate(id, id, 'one.test')
+      }
+      for (const id of ids) await stores.runs.release(id, id)
+      start(named)
+      await until(async () => (await running(ids)) === 2)
+      await settled()
+      assert.equal(await running(ids), 2)
+      assert.ok(!logs.some(({ msg }) => msg === 'the run waits for its turn'))
+    })
   })
 
   describe('names in the run', () => {

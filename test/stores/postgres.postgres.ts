@@ -12,6 +12,10 @@ import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
 import { grantStoreContract } from './contract/grants.ts'
 import { scheduleStoreContract } from './contract/schedules.ts'
+import {
+  serviceStoreContract,
+  sharedServiceStoreContract,
+} from './contract/service.ts'
 import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
 import { alice, eventOf, requestOf } from './contract/samples.ts'
@@ -55,12 +59,15 @@ describe('stores on PostgreSQL', () => {
   describe('grants', () => bind(grantStoreContract, createSchema))
   describe('schedules', () => bind(scheduleStoreContract, createSchema))
   describe('spaces', () => bind(spaceStoreContract, createSchema))
+  describe('service', () => bind(serviceStoreContract, createSchema))
   describe('hosts', () => bind(hostStoreContract, createSchema))
   describe('revocations', () => bind(revocationStoreContract, createSchema))
   describe('journal', () => bind(journalStoreContract, createSchema))
   describe('shared', () => bindShared(sharedStoresContract, createSchema))
   describe('shared hosts', () =>
     bindShared(sharedHostStoreContract, createSchema))
+  describe('shared service', () =>
+    bindShared(sharedServiceStoreContract, createSchema))
   describe('processes', () => bindShared(processesContract, createSchema))
 
   it('refuses a database that a newer version has migrated', async () => {
@@ -131,7 +138,12 @@ describe('stores on PostgreSQL', () => {
         case when n % 1000 = 0 then 'queued' else 'done' end, n, n, 0
       from generate_series(1, 50000) n`)
     await schema.query('analyze runs')
-    const run = await stores.runs.claim({ owner: 'one', now: 1, lease: 1 })
+    const run = await stores.runs.claim({
+      owner: 'one',
+      now: 1,
+      lease: 1,
+      without: ['one.test', 'two.test', 'three.test'],
+    })
     assert.equal(run?.id, 'run-1000')
     // A connection hands its statistics over some time after its end.
     await stores[Symbol.asyncDispose]()

@@ -28,6 +28,10 @@ import { receiptStoreContract } from './contract/receipts.ts'
 import { revocationStoreContract } from './contract/revocations.ts'
 import { grantStoreContract } from './contract/grants.ts'
 import { scheduleStoreContract } from './contract/schedules.ts'
+import {
+  serviceStoreContract,
+  sharedServiceStoreContract,
+} from './contract/service.ts'
 import { spaceStoreContract } from './contract/spaces.ts'
 import { runStoreContract } from './contract/runs.ts'
 import { alice, bob, eventOf } from './contract/samples.ts'
@@ -63,6 +67,7 @@ describe('stores on SQLite', () => {
       describe('grants', () => bind(grantStoreContract, createDatabase))
       describe('schedules', () => bind(scheduleStoreContract, createDatabase))
       describe('spaces', () => bind(spaceStoreContract, createDatabase))
+      describe('service', () => bind(serviceStoreContract, createDatabase))
       describe('hosts', () => bind(hostStoreContract, createDatabase))
       describe('revocations', () =>
         bind(revocationStoreContract, createDatabase))
@@ -73,6 +78,8 @@ describe('stores on SQLite', () => {
   describe('shared', () => bindShared(sharedStoresContract, createFile))
   describe('shared hosts', () =>
     bindShared(sharedHostStoreContract, createFile))
+  describe('shared service', () =>
+    bindShared(sharedServiceStoreContract, createFile))
   describe('processes', () => bindShared(processesContract, createFile))
 
   it('can be read by nobody but the user', async () => {

@@ -1,5 +1,12 @@
 import type { Contract } from './contract.ts'
-import { account, alice, bob, bytesOf, requestOf } from './samples.ts'
+import {
+  account,
+  alice,
+  bob,
+  bytesOf,
+  decisionOf,
+  requestOf,
+} from './samples.ts'
 
 const now = 1_742_140_800_000
 const lease = 30_000
@@ -11,6 +18,8 @@ export const runStoreContract: Contract = {
     assert.ok(created)
     assert.deepEqual(run, {
       ...request,
+      scheduled: false,
+      host: undefined,
       state: 'queued',
       progress: undefined,
       outcome: undefined,
@@ -147,7 +156,7 @@ export const runStoreContract: Contract = {
       limit: 1,
     })
     const { authority, ...run } = (await runs.get('old'))!
-    assert.ok(authority.length > 0)
+    assert.ok(authority)
     assert.deepEqual(old, run)
   },
 
@@ -197,6 +206,96 @@ export const runStoreContract: Contract = {
     const next = await runs.claim({ owner: 'two', now, lease })
     assert.equal(next?.id, 'young')
     assert.equal(await runs.claim({ owner: 'two', now, lease }), undefined)
+  },
+
+  'runs that somebody waits for go before those of schedules': async (
+    assert,
+    { runs }
+  ) => {
+    for (const [index, id] of ['a', 'b', 'c', 'd'].entries()) {
+      await runs.create(
+        requestOf(id, {
+          account: id,
+          scheduled: id < 'c',
+          created: now + index,
+        })
+      )
+    }
+    const claimed = []
+    for (let run; (run = await runs.claim({ owner: 'one', now, lease }));) {
+      claimed.push([run.id, run.scheduled])
+    }
+    assert.deepEqual(claimed, [
+      ['c', false],
+      ['d', false],
+      ['a', true],
+      ['b', true],
+    ])
+  },
+
+  'runs of hosts that have enough are passed over': async (
+    assert,
+    { runs }
+  ) => {
+    const hosts = { a: 'one.test', b: 'two.test', c: undefined, d: 'one.test' }
+    for (const [id, host] of Object.entries(hosts)) {
+      await runs.create(requestOf(id, { account: id }))
+      await runs.claim({ owner: id, now, lease })
+      if (host) await runs.locate(id, id, host)
+    }
+    for (const id of Object.keys(hosts)) await runs.release(id, id)
+    const claim = async (...without: string[]) =>
+      (await runs.claim({ owner: 'one', now, lease, without }))?.id
+    assert.equal(await claim('one.test'), 'b')
+    assert.equal(await claim('one.test', 'two.test', 'x.test'), 'c')
+    assert.equal(await claim('one.test'), undefined)
+    assert.equal(await claim('two.test'), 'a')
+    assert.equal(await claim(), 'd')
+  },
+
+  'a run is on the host of its schedule, or of the last run': async (
+    assert,
+    { runs, schedules }
+  ) => {
+    await runs.create(requestOf('a'))
+    await runs.claim({ owner: 'one', now, lease })
+    assert.equal((await runs.get('a'))?.host, undefined)
+    assert.equal(await runs.locate('a', 'two', 'other.test'), false)
+    assert.equal(await runs.locate('a', 'one', 'one.test'), true)
+    assert.equal((await runs.get('a'))?.host, 'one.test')
+    await runs.finish('a', 'one', { state: 'failed', now })
+
+    const next = async (id: string, changes = {}) => {
+      const { run } = await runs.create(
+        requestOf(id, { created: now, ...changes })
+      )
+      await runs.claim({ owner: 'one', now, lease })
+      await runs.finish(id, 'one', { state: 'done', now })
+      return run.host
+    }
+    assert.equal(await next('b'), 'one.test')
+    assert.equal(await next('c', { space: bob }), undefined)
+    assert.equal(await next('d', { account: 'did:plc:other' }), undefined)
+    const decision = decisionOf({ host: 'two.test' })
+    await schedules.decide(alice, account, () => decision, now)
+    assert.equal(await next('e'), 'two.test')
+  },
+
+  'a run that is deferred was not begun': async (assert, { runs }) => {
+    await runs.create(requestOf('a'))
+    assert.equal(await runs.defer('a', 'one', 'one.test'), false)
+    for (const attempts of [1, 1, 1]) {
+      const run = await runs.claim({ owner: 'one', now, lease })
+      assert.equal(run?.attempts, attempts)
+      assert.equal(await runs.defer('a', 'two', 'two.test'), false)
+      assert.equal(await runs.defer('a', 'one', 'one.test'), true)
+    }
+    const run = await runs.get('a')
+    assert.equal(run?.state, 'queued')
+    assert.equal(run?.attempts, 0)
+    assert.equal(run?.host, 'one.test')
+    assert.equal(run?.owner, undefined)
+    assert.equal(run?.leaseExpiration, undefined)
   },
 
   'a run is claimed again when its lease has expired': async (
@@ -329,6 +428,26 @@ export const runStoreContract: Contract = {
       await runs.claim({ owner: 'two', now: now * 2, lease }),
       undefined
     )
+  },
+
+  'what a run acts upon is kept until it has ended': async (
+    assert,
+    { runs }
+  ) => {
+    for (const state of ['done', 'failed'] as const) {
+      const { authority } = requestOf(state)
+      await runs.create(requestOf(state))
+      for (const owner of ['one', 'two']) {
+        const run = await runs.claim({ owner, now, lease })
+        assert.deepEqual(run?.authority, authority)
+        if (owner === 'one') await runs.release(state, owner)
+      }
+      assert.deepEqual((await runs.get(state))?.authority, authority)
+      await runs.finish(state, 'one', { state, now })
+      assert.deepEqual((await runs.get(state))?.authority, authority)
+      await runs.finish(state, 'two', { state, now })
+      assert.deepEqual((await runs.get(state))?.authority, new Uint8Array())
+    }
   },
 
   'a failed run tells why': async (assert, { runs, receipts }) => {

@@ -1,0 +1,5 @@
+import { describeKeyOfTheService } from './service-key.ts'
+import { createEmbeddedStore } from './slow-stores.ts'
+
+describe('the database of a service, on SQLite', () =>
+  describeKeyOfTheService(createEmbeddedStore))
