@@ -34,6 +34,11 @@ export async function openAnswer(
 ): Promise<Response> {
   const stream = new Blob([Uint8Array.from(sealed)]).stream()
   const text = await new Response(await openPart(identity, stream)).text()
-  const { body, ...init } = answerSchema.parse(JSON.parse(text))
-  return new Response(body, init)
+  return responseOf(answerSchema.parse(JSON.parse(text)))
+}
+
+/** The response that an answer was made of. */
+export function responseOf({ body, ...init }: RefreshAnswer): Response {
+  // Some statuses have none, and then there must not even be an empty one.
+  return new Response(body === '' ? null : body, init)
 }

@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import type { SafeFetchOptions } from '../atproto/index.ts'
 import { ForbiddenAddressError, HostError } from '../backup/index.ts'
 import type { StoresOptions } from '../stores/index.ts'
-import type { RefreshAnswer } from './answer.ts'
+import { responseOf, type RefreshAnswer } from './answer.ts'
 
 /** The grant that a request refreshes. */
 export interface CarriedGrant {
@@ -206,8 +206,7 @@ class Carriage {
     }
     const waiting = this.#waiting.get(report.number)
     if (report.kind === 'answer') {
-      const { body, ...init } = report.answer
-      waiting?.resolve(new Response(body, init))
+      waiting?.resolve(responseOf(report.answer))
       return
     }
     const { name, message } = report

@@ -59,7 +59,8 @@ describe('a courier', () => {
   it('says why there is no answer', async () => {
     await using place = await createPlace()
     await using host = await serve((request, response) => {
-      if (request.url === '/large') response.end(Buffer.alloc(2 ** 20 + 1))
+      if (request.url === '/nothing') response.writeHead(204).end()
+      else if (request.url === '/large') response.end(Buffer.alloc(2 ** 20 + 1))
       else if (request.url === '/elsewhere') {
         response.writeHead(302, { location: '/' }).end()
       } else request.socket.destroy()
@@ -73,6 +74,11 @@ describe('a courier', () => {
       name: 'HostError',
       message: /more than there can be to say/,
     })
+    const { response } = await open.send(
+      refreshAt(`${host.url}/nothing`),
+      place.grant
+    )
+    assert.equal(response.status, 204)
     using closed = createCourier({
       ...place.options,
       fetch: { allowPrivateNetwork: false },
