@@ -243,6 +243,11 @@ export const SETTINGS = {
     'NUMBER',
     'blobs that one backup fetches at the same time'
   ),
+  keepRuns: setting(
+    integer(1, 36_500).default(90),
+    'DAYS',
+    'how long runs and their receipts are kept; the last run of each account stays, and the last that made a backup'
+  ),
   drainTimeout: setting(
     integer(0, 3600).default(20),
     'SECONDS',

@@ -263,7 +263,11 @@ export function startRunner(context: RunnerContext): Runner {
         progress,
         ...(result.error
           ? { state: 'failed', error: result.error }
-          : { state: 'done', outcome: result.ok }),
+          : {
+              state: 'done',
+              outcome: result.ok,
+              eventful: result.ok.event !== undefined,
+            }),
         receipt: CAR.request.encode(message).body,
         now: finished,
       })

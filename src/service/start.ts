@@ -80,6 +80,7 @@ import {
 } from './publisher.ts'
 import { createRates } from './rates.ts'
 import { createRevocations } from './revocations.ts'
+import { startRetention } from './retention.ts'
 import { createRunFeed } from './run-feed.ts'
 import { RUNNER_POLICY, startRunner, type RunnerPolicy } from './runner.ts'
 import { createServer } from './server.ts'
@@ -128,6 +129,8 @@ export interface ServiceOptions {
  * milliseconds. Nearly always there is nothing, or it takes less than a second.
  */
 const SETTLE_TIMEOUT = 10_000
+
+const DAY = 24 * 60 * 60_000
 
 /**
  * Starts the service.
@@ -354,6 +357,14 @@ export async function startService(
         })
   if (has('scheduler')) scheduler?.sweep()
   if (has('worker')) scheduler?.work({ concurrency: config.concurrentRuns })
+  const stopRetention = has('scheduler')
+    ? startRetention({
+        runs: stores.runs,
+        keep: config.keepRuns * DAY,
+        time,
+        logger,
+      })
+    : undefined
   const feed = createRunFeed({ runs: stores.runs, time, logger })
   const { watchers } = context
   metrics.observe(stores, {
@@ -368,7 +379,11 @@ export async function startService(
     stopping.abort()
     const timeout = config.drainTimeout * 1000
     await Promise.all([scheduler?.drain(timeout), runner?.drain(timeout)])
-    await Promise.all([publisher?.stop(), context.sharer.stop()])
+    await Promise.all([
+      publisher?.stop(),
+      context.sharer.stop(),
+      stopRetention?.(),
+    ])
     // What a host has traded is lost if it cannot be kept any more.
     const waited = new AbortController()
     await Promise.race([

@@ -225,6 +225,8 @@ export interface RunResult {
   progress?: unknown
   outcome?: unknown
   error?: RunError
+  /** It made an event: it is kept as long as it is the last that did. */
+  eventful?: boolean
   /** The receipt of the task, kept along with the result. */
   receipt?: Uint8Array
   /** Unix milliseconds. */
@@ -336,6 +338,28 @@ export interface RunStore {
    * @returns false when the run is not the owner's any more
    */
   finish(id: string, owner: string, result: RunResult): Promise<boolean>
+
+  /**
+   * Removes runs that ended long ago, and their receipts. Of each account in a
+   * Space the last run that ended stays, and the last that made an event.
+   *
+   * @param options.before - Unix milliseconds until which they ended
+   * @param options.limit - the most runs to look at
+   * @param options.after - where an earlier call has stopped
+   * @returns how many were removed, and where to go on, if there is more
+   */
+  prune(options: {
+    before: number
+    limit: number
+    after?: EndOfRun | undefined
+  }): Promise<{ removed: number; next?: EndOfRun }>
+}
+
+/** The place of a run among those that have ended. */
+export interface EndOfRun {
+  /** Unix milliseconds. */
+  finished: number
+  id: string
 }
 
 /** Receipts of tasks. What is there never changes. */

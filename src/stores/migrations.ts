@@ -422,6 +422,34 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0016-what-runs-leave': {
+    async up(db: Kysely<{ runs: { eventful: number } }>) {
+      await db.schema
+        .alterTable('runs')
+        .addColumn('eventful', 'integer', (column) =>
+          column.notNull().defaultTo(0)
+        )
+        .execute()
+      await db
+        .updateTable('runs')
+        .set({ eventful: 1 })
+        .where(sql<boolean>`outcome like '%"event":%'`)
+        .execute()
+      await db.schema
+        .createIndex('runs_by_end')
+        .on('runs')
+        .columns(['finished', 'id'])
+        .where(sql<boolean>`finished is not null`)
+        .execute()
+      await db.schema
+        .createIndex('runs_with_event')
+        .on('runs')
+        .columns(['space', 'account', 'created', 'id'])
+        .where(sql<boolean>`eventful = 1`)
+        .execute()
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

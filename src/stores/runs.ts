@@ -1,5 +1,5 @@
 import { sql } from 'kysely'
-import type { Kysely, SqlBool, UpdateObject } from 'kysely'
+import type { ExpressionBuilder, Kysely, SqlBool, UpdateObject } from 'kysely'
 import type {
   Run,
   RunError,
@@ -13,6 +13,8 @@ import type { RunRow, Tables } from './tables.ts'
 
 /** As the partial indexes have it, literally, so that they are used. */
 const active = sql<SqlBool>`state in ('queued', 'running')`
+
+const ended = sql<SqlBool>`finished is not null`
 
 /** A run that anybody may claim. */
 const RELEASED = {
@@ -158,13 +160,15 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
         attempts: sql<number>`attempts - 1`,
       }),
 
-    async finish(id, owner, { state, progress, outcome, error, receipt, now }) {
+    async finish(id, owner, result) {
+      const { state, progress, outcome, error, eventful, receipt, now } = result
       return db.transaction().execute(async (transaction) => {
         const owned = await updateOwned(transaction, id, owner, {
           state,
           ...(progress === undefined ? {} : { progress: toJSON(progress) }),
           outcome: toJSON(outcome),
           error: toJSON(error),
+          eventful: eventful ? 1 : 0,
           // Nobody acts upon it any more.
           authority: new Uint8Array(),
           owner: null,
@@ -178,7 +182,80 @@ export function createRunStore(db: Kysely<Tables>): RunStore {
         return owned
       })
     },
+
+    async prune({ before, limit, after }) {
+      const rows = await db
+        .selectFrom('runs')
+        .select(['id', 'finished'])
+        .where(ended)
+        .where('finished', '<=', before)
+        .$if(after !== undefined, (query) =>
+          query.where((run) =>
+            run(
+              run.refTuple('finished', 'id'),
+              '>',
+              run.tuple(after!.finished, after!.id)
+            )
+          )
+        )
+        .orderBy('finished')
+        .orderBy('id')
+        .limit(limit)
+        .execute()
+      const last = rows.at(-1)
+      if (!last) return { removed: 0 }
+      const removed = await removeRuns(
+        db,
+        rows.map(({ id }) => id)
+      )
+      return {
+        removed,
+        ...(rows.length < limit
+          ? {}
+          : { next: { finished: last.finished!, id: last.id } }),
+      }
+    },
   }
+}
+
+/** @returns how many of the runs are not the last of their account, and went */
+async function removeRuns(db: Kysely<Tables>, ids: string[]): Promise<number> {
+  return db.transaction().execute(async (transaction) => {
+    const later = (run: ExpressionBuilder<Tables, 'runs'>) =>
+      run
+        .selectFrom('runs as later')
+        .select('later.id')
+        .whereRef('later.space', '=', 'runs.space')
+        .whereRef('later.account', '=', 'runs.account')
+        .where((other) =>
+          other(
+            other.refTuple('later.created', 'later.id'),
+            '>',
+            other.refTuple('runs.created', 'runs.id')
+          )
+        )
+    const removed = await transaction
+      .deleteFrom('runs')
+      .where('id', 'in', padded(ids))
+      .where((run) =>
+        run.exists(later(run).where(sql<SqlBool>`later.finished is not null`))
+      )
+      .where((run) =>
+        run.or([
+          run('eventful', '=', 0),
+          run.exists(later(run).where(sql<SqlBool>`later.eventful = 1`)),
+        ])
+      )
+      .returning('id')
+      .execute()
+    if (removed.length > 0) {
+      await transaction
+        .deleteFrom('receipts')
+        .where('task', 'in', padded(removed.map(({ id }) => id)))
+        .execute()
+    }
+    return removed.length
+  })
 }
 
 async function insertRun(
@@ -223,6 +300,7 @@ async function insertRun(
       created,
       updated: created,
       attempts: 0,
+      eventful: 0,
     }))
     .onConflict((conflict) => conflict.doNothing())
     .returningAll()
@@ -286,7 +364,7 @@ function toRun(row: RunRow): Run {
   return { ...toWatched(row), authority: toBytes(row.authority) }
 }
 
-function toWatched(row: Omit<RunRow, 'authority'>): WatchedRun {
+function toWatched(row: Pick<RunRow, (typeof WATCHED)[number]>): WatchedRun {
   return {
     id: row.id,
     space: row.space,

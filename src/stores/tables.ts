@@ -56,6 +56,8 @@ export interface RunRow {
   /** 1 for a run that a schedule asks for. */
   scheduled: number
   host: string | null
+  /** 1 for a run that has made an event. */
+  eventful: number
   state: RunState
   progress: string | null
   outcome: string | null

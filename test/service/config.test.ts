@@ -115,6 +115,7 @@ const GOOD: Record<
   maxBlobSize: { unset: DEFAULT_LIMITS.maxBlobSize, reads: { '1': 1 } },
   concurrentRuns: { unset: 4, reads: { '1': 1, '1000': 1000 } },
   concurrentBlobs: { unset: DEFAULT_LIMITS.concurrentBlobs, reads: { '3': 3 } },
+  keepRuns: { unset: 90, reads: { '1': 1, '36500': 36_500 } },
   drainTimeout: { unset: 20, reads: { '0': 0, '3600': 3600 } },
   revocationsUrl: {
     unset: 'https://up.storacha.network/revocations/',
@@ -175,6 +176,7 @@ const BAD: Record<SettingName, string[]> = {
   maxBlobSize: [...NUMBERS, '0'],
   concurrentRuns: [...NUMBERS, '0', '1001'],
   concurrentBlobs: [...NUMBERS, '0', '101'],
+  keepRuns: [...NUMBERS, '0', '36501'],
   drainTimeout: [...NUMBERS, '3601'],
   revocationsUrl: URLS,
   revocationsPolicy: ['on', 'OPEN'],

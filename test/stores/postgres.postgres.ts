@@ -159,6 +159,40 @@ describe('stores on PostgreSQL', () => {
     assert.equal(scans, 1)
   })
 
+  it('finds old runs by an index, and what came after them', async () => {
+    await using schema = await createSchema()
+    await using stores = await openStores(schema.options)
+    await schema.query(`
+      insert into runs (id, space, account, agent, include, authority, state, created, updated, finished, attempts, eventful)
+      select 'run-' || n, 'space', 'account-' || n % 100, 'agent', '[]', '', 'done', n, n, n, 1,
+        case when n <= 100 then 1 else 0 end
+      from generate_series(1, 50000) n`)
+    await schema.query('vacuum analyze runs')
+    let removed = 0
+    for (let after; ;) {
+      const step = await stores.runs.prune({ before: 1100, limit: 200, after })
+      removed += step.removed
+      after = step.next
+      if (!after) break
+    }
+    assert.equal(removed, 1000)
+    // A connection hands its statistics over some time after its end.
+    await stores[Symbol.asyncDispose]()
+    const scans = new Map<string, number>()
+    for (let tries = 0; !scans.get('runs_by_end') && tries < 100; tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 50))
+      const { rows } = await schema.query(
+        `select indexrelname as name, idx_scan as scans from pg_stat_user_indexes
+        where schemaname = current_schema() and relname = 'runs'`
+      )
+      for (const { name, scans: count } of rows) scans.set(name, Number(count))
+    }
+    assert.equal(scans.get('runs_by_end'), 6)
+    // Each that is looked at takes one step, however many came after it.
+    assert.equal(scans.get('runs_by_account'), 1000)
+    assert.equal(scans.get('runs_with_event'), 100)
+  })
+
   it('finds schedules to claim, to settle and to release by an index', async () => {
     await using schema = await createSchema()
     await using stores = await openStores(schema.options)

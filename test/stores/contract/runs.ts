@@ -1,3 +1,4 @@
+import type { EndOfRun } from '../../../src/stores/index.ts'
 import type { Contract } from './contract.ts'
 import {
   account,
@@ -480,4 +481,79 @@ export const runStoreContract: Contract = {
     assert.deepEqual(await runs.get('a'), run)
     assert.equal(await receipts.get('a'), undefined)
   },
+
+  'old runs are removed, but for the last of an account and its last event':
+    async (assert, { runs, receipts }) => {
+      const ended = [
+        ['first', 1, alice, true],
+        ['unchanged', 2, alice, false],
+        ['event', 3, alice, true],
+        ['failed', 4, alice, false],
+        ['last', 5, alice, false],
+        ['only', 1, bob, true],
+        ['young', 9, 'did:key:carol', false],
+        ['old', 2, 'did:key:carol', true],
+        ['event of two', 5, 'did:key:dan', true],
+        ['late', 7, 'did:key:dan', false],
+      ] as const
+      for (const [id, at, space, eventful] of ended.toSorted(
+        ([, one], [, other]) => one - other
+      )) {
+        await runs.create(requestOf(id, { space, created: now + at }))
+        await runs.claim({ owner: id, now, lease })
+        const state = id === 'failed' ? 'failed' : 'done'
+        const receipt = bytesOf(id)
+        const end = { state, eventful, receipt, now: now + at } as const
+        await runs.finish(id, id, end)
+      }
+      await runs.create(requestOf('queued', { created: now + 6 }))
+      await receipts.put('other task', bytesOf('other'))
+      const left = async () => {
+        const names = []
+        for (const [id] of ended) {
+          const run = await runs.get(id)
+          const receipt = await receipts.get(id)
+          assert.equal(run === undefined, receipt === undefined)
+          if (run) names.push(id)
+        }
+        return names
+      }
+      const prune = (before: number, limit = 99, after?: EndOfRun) =>
+        runs.prune({ before: now + before, limit, after })
+
+      assert.deepEqual(await prune(0), { removed: 0 })
+      assert.equal((await left()).length, ended.length)
+      // A step at a time, past those that stay.
+      let removed = 0
+      let steps = 0
+      for (let after: EndOfRun | undefined; ; steps++) {
+        const step = await prune(6, 2, after)
+        assert.ok(step.removed <= 2)
+        removed += step.removed
+        after = step.next
+        if (!after) break
+      }
+      assert.equal(steps, 4)
+      assert.equal(removed, 3)
+      const stay = [
+        'event',
+        'last',
+        'only',
+        'young',
+        'old',
+        'event of two',
+        'late',
+      ]
+      assert.deepEqual(await left(), stay)
+      assert.deepEqual(await prune(99), { removed: 0 })
+      assert.deepEqual(await left(), stay)
+      assert.equal((await runs.get('queued'))?.state, 'queued')
+      assert.deepEqual(await receipts.get('other task'), bytesOf('other'))
+
+      await runs.claim({ owner: 'one', now, lease })
+      const end = { state: 'done', eventful: true, now: now + 10 } as const
+      await runs.finish('queued', 'one', end)
+      assert.equal((await prune(9)).removed, 2)
+      assert.deepEqual(await left(), stay.slice(2))
+    },
 }
