@@ -20,7 +20,10 @@ type Json = any
 export interface Finished {
   code: number
   stdout: string
+  /** But for what every command in the network of the tests warns of. */
   stderr: string
+  /** What it warned of. */
+  warnings: number
   /** The one object on stdout, with `--json`; of a stream of them, all. */
   json: Json
 }
@@ -48,7 +51,13 @@ export class Agent {
 
   async run(argv: string[], options: RunOptions = {}): Promise<Finished> {
     const stdout = collect(options.onStdout)
-    const stderr = collect(options.onStderr)
+    let warnings = 0
+    const stderr = collect(options.onStderr, (text) =>
+      text.replaceAll(LOCAL_WARNING, () => {
+        warnings++
+        return ''
+      })
+    )
     Object.assign(stderr.stream, {
       isTTY: options.terminal ?? false,
       columns: 200,
@@ -65,6 +74,7 @@ export class Agent {
       code,
       stdout: text,
       stderr: stderr.text(),
+      warnings,
       json: argv.includes('--json') ? parse(text) : undefined,
     }
   }
@@ -113,16 +123,29 @@ function parse(text: string): Json {
     : lines.map((line) => JSON.parse(line))
 }
 
-function collect(onText?: (text: string) => void) {
+/** Each command says so in a local network, once and in one piece. */
+const LOCAL_WARNING =
+  'warning: private and loopback addresses are allowed: only for local networks\n'
+
+/** @param leave - what is left of a piece of text */
+function collect(
+  onText?: (text: string) => void,
+  leave: (text: string) => string = (text) => text
+) {
   const stream = new PassThrough()
   let text = ''
+  const take = (chunk: string) => {
+    const left = leave(chunk)
+    text += left
+    if (left !== '') onText?.(left)
+  }
   stream.setEncoding('utf8')
-  stream.on('data', (chunk: string) => {
-    text += chunk
-    onText?.(chunk)
-  })
+  stream.on('data', take)
   return {
     stream,
-    text: () => text + ((stream.read() as string | null) ?? ''),
+    text() {
+      take((stream.read() as string | null) ?? '')
+      return text
+    },
   }
 }
