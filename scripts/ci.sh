@@ -3,7 +3,7 @@
 # suites as its last line.
 #
 # Three lanes run side by side: two mostly wait for one thread of their own, and
-# that of PostgreSQL waits for leases to end.
+# the third one for leases and pages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,16 +46,20 @@ export CONCURRENT_AGENTS=100 CONCURRENT_REFRESHES=200 KILL_ROUNDS=20 \
 # Installed before two lanes want it.
 scripts/with-postgres.sh true
 
-suite postgres npm run test:postgres >"$results/postgres-lane.log" 2>&1 &
+waiting_lane() {
+  suite postgres npm run test:postgres
+  suite browser npm run test:browser
+}
+
+waiting_lane >"$results/waiting-lane.log" 2>&1 &
 suite slow npm run test:slow >"$results/slow-lane.log" 2>&1 &
 suite test npm test
-suite browser npm run test:browser
 check lint
 check types
 check build
 check demo -- --json
 wait || true
-cat "$results/postgres-lane.log" "$results/slow-lane.log"
+cat "$results/waiting-lane.log" "$results/slow-lane.log"
 
 touch "$results/failures"
 cat "$results/failures"
