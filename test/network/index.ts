@@ -18,6 +18,7 @@ export type {
   PdsOptions,
   Plc,
   PlcOptions,
+  Read,
 } from './pds.ts'
 export { startBluesky } from './bluesky.ts'
 export type { Answer, Bluesky } from './bluesky.ts'

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { AtpAgent, XRPCError } from '@atproto/api'
 import { startPds, startPlc } from './pds.ts'
-import type { Pds, Plc } from './pds.ts'
+import type { Pds, Plc, Read } from './pds.ts'
 import { seedAccount } from './seed.ts'
 
 describe('PLC directory and PDS', () => {
@@ -62,6 +63,44 @@ describe('PLC directory and PDS', () => {
     })
     const { agent } = await other.createAccount({ handle: 'erin.test' })
     await assert.rejects(agent.uploadBlob(new Uint8Array(11)), XRPCError)
+  })
+
+  it('tells when data of an account is asked for, and when that is over', async () => {
+    const reads: Read[] = []
+    const held = Promise.withResolvers<void>()
+    await using watched = await startPds({
+      plcUrl: plc.url,
+      onRead(read) {
+        reads.push(read)
+        return read.method === 'getRepo' ? { ready: held.promise } : undefined
+      },
+    })
+    const { did } = await watched.createAccount({ handle: 'grace.test' })
+    const anybody = new AtpAgent({ service: watched.url })
+    await anybody.com.atproto.sync.getLatestCommit({ did })
+    const leaving = new AbortController()
+    const left = anybody.com.atproto.sync.getRepo(
+      { did },
+      { signal: leaving.signal }
+    )
+    const stayed = anybody.com.atproto.sync.getRepo({ did })
+    while (reads.length < 3) await sleep(5)
+    assert.deepEqual(
+      reads.map(({ did, method, over }) => [did, method, over.aborted]),
+      [
+        [did, 'getLatestCommit', true],
+        [did, 'getRepo', false],
+        [did, 'getRepo', false],
+      ]
+    )
+    leaving.abort()
+    await assert.rejects(left)
+    const isOver = ({ method, over }: Read) =>
+      method === 'getRepo' && over.aborted
+    while (!reads.some(isOver)) await sleep(5)
+    held.resolve()
+    assert.ok((await stayed).success)
+    while (!reads.every(({ over }) => over.aborted)) await sleep(5)
   })
 
   it('takes accounts down and puts them back', async () => {

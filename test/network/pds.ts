@@ -1,6 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { once } from 'node:events'
+import { createServer } from 'node:http'
+import type { RequestListener } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { AtpAgent } from '@atproto/api'
@@ -68,6 +70,22 @@ export interface PdsOptions {
    * leaves them out without a word.
    */
   isOld?: () => boolean
+  /**
+   * Told of each request for data of an account (`com.atproto.sync.…`) as it
+   * comes. It is answered when `ready` is, if there is one.
+   */
+  onRead?: (read: Read) => { ready?: Promise<void> } | void
+}
+
+export interface Read {
+  did: string
+  /** Without `com.atproto.sync.` */
+  method: string
+  /**
+   * Fires when the request is over: when all of its answer is sent, or when its
+   * connection closes before that.
+   */
+  over: AbortSignal
 }
 
 export interface CreateAccountOptions {
@@ -111,6 +129,7 @@ export async function startPds({
   onToken,
   services = {},
   isOld,
+  onRead,
 }: PdsOptions): Promise<Pds> {
   await using resources = new AsyncDisposableStack()
   const folder = await mkdtemp(join(tmpdir(), 'bluesky-backups-pds-'))
@@ -155,7 +174,9 @@ export async function startPds({
   placeServices(pds, services)
 
   await pds.ctx.sequencer.start()
-  const server = pds.app.listen(actualPort, LOOPBACK)
+  const app: RequestListener = pds.app
+  const server = createServer(onRead ? watchReads(app, onRead) : app)
+  server.listen(actualPort, LOOPBACK)
   await once(server, 'listening')
   resources.defer(() => closeServer(server))
 
@@ -198,6 +219,28 @@ export async function startPds({
       })
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
+
+function watchReads(
+  app: RequestListener,
+  onRead: NonNullable<PdsOptions['onRead']>
+): RequestListener {
+  return (request, response) => {
+    const url = new URL(request.url ?? '/', NOWHERE)
+    const did = url.searchParams.get('did')
+    const [, method] =
+      /^\/xrpc\/com\.atproto\.sync\.(\w+)$/.exec(url.pathname) ?? []
+    if (did === null || method === undefined) return app(request, response)
+    const over = new AbortController()
+    // The PDS has as many listeners of its own as go without a warning.
+    response.setMaxListeners(response.getMaxListeners() + 1)
+    response.once('close', () => over.abort())
+    const { ready } = onRead({ did, method, over: over.signal }) ?? {}
+    if (!ready) return app(request, response)
+    void ready.then(() => {
+      if (!over.signal.aborted) app(request, response)
+    })
   }
 }
 
