@@ -402,7 +402,7 @@ describe('safe fetch', () => {
     it('lets a stream trickle', async () => {
       await using server = await startServer(trickle)
       const { stream } = local({
-        stream: { headTimeout: 100, idleTimeout: 100 },
+        stream: { headTimeout: 300, idleTimeout: 300 },
       })
       const response = await stream(server.url, { redirect: 'error' })
       let size = 0
