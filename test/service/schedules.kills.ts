@@ -159,13 +159,11 @@ async function run(
     'no kill came in the middle of a run'
   )
   // Nothing but a kill takes a run from the process that has it.
-  assert.ok(interrupted <= (kills.all + takingKills) * CONCURRENT_RUNS)
+  const touched = (kills.all + takingKills) * CONCURRENT_RUNS
+  assert.ok(interrupted <= touched)
   // Who is killed after runs have ended, and before their schedules were told,
   // has them made again at most.
-  assert.ok(
-    superfluous <= kills.all * CONCURRENT_RUNS,
-    `${superfluous} runs too many`
-  )
+  assert.ok(superfluous <= touched, `${superfluous} runs too many`)
   // Never twice at once.
   assert.deepEqual(reads.overlaps, [])
   await checkBackups(customers, network, await taking.connection)
