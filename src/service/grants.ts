@@ -160,9 +160,9 @@ export interface GrantSession {
  * on with the answer that the courier has kept.
  *
  * What is left is a machine or a container that ends as a whole in that time, a
- * host whose answer does not arrive, and a refresher that is held up, alive, for longer
- * than its lease. The next refresh finds that out, the grant ends, and the user
- * has to authorize again.
+ * host whose answer does not arrive, and a refresher that is held up, alive, for
+ * longer than its lease. The next refresh finds that out, the grant ends, and the
+ * user has to authorize again.
  */
 export interface GrantKeeper {
   /**
@@ -402,7 +402,8 @@ export function createGrantKeeper(context: GrantKeeperContext): GrantKeeper {
   /**
    * Makes it durable; what the database cannot take now is not given up.
    *
-   * @param timeout - milliseconds; the process lives on or not, if left out
+   * @param timeout - how long to try, in milliseconds; for as long as the
+   *   process lives, if left out
    */
   const keep = async (
     keeping: Keeping,
