@@ -15,6 +15,7 @@ const BENCHMARKS: Record<string, () => Promise<{ run: Benchmark }>> = {
   merge: () => import('./merge.ts'),
   schedules: () => import('./schedules.ts'),
   scale: () => import('./scale.ts'),
+  hostile: () => import('./hostile.ts'),
 }
 
 type Benchmark = (
@@ -34,6 +35,10 @@ const USAGE = `Usage: npm run bench -- NAME [--rows N] [--json]
   schedules     sweeps of a million schedules, or of --rows many, beside the bare
                 statements, and jobs beside bare pg-boss; on PostgreSQL, too, if
                 it is run by scripts/with-postgres.sh
+  hostile       what 20 Spaces see of a service beside 20 hostile ones, and
+                without them: how late backups are, silence, memory, growth of
+                the database; HOSTILE_MINUTES (10) long each; on PostgreSQL, too,
+                if it is run by scripts/with-postgres.sh
   scale         what ten million accounts cost, by simulation: no peer
 
 Each figure is printed as a ratio to the peer's.

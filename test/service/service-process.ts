@@ -19,6 +19,9 @@ export interface ServiceProcess extends AsyncDisposable {
   start(): Promise<Connection | undefined>
   /** Ends it between any two of its instructions. */
   kill(): Promise<void>
+  pid: number
+  /** Settles when the process has ended, however it did. */
+  exited: Promise<unknown>
 }
 
 /**
@@ -52,6 +55,8 @@ export async function loadServiceProcess(
   }
   return {
     kill,
+    pid: child.pid!,
+    exited: exit,
     [Symbol.asyncDispose]: kill,
     async start() {
       child.stdin.write('start\n')
