@@ -8,6 +8,7 @@ import { Delegation, DID } from '@ucanto/core'
 import type { Principal } from '@ucanto/interface'
 import {
   BACKUP_ABILITIES,
+  SPACE_INFO,
   type Backup as BackupProtocol,
 } from '../src/capabilities/index.ts'
 import { Backup, connect } from '../src/client/index.ts'
@@ -181,7 +182,8 @@ export async function createCustomer(network: Network) {
       const agent = {
         issuer: client.agent.issuer,
         with: space.did(),
-        proofs: [await delegate(client.agent.issuer, ['backup/*'])],
+        proofs: [await delegate(client.agent.issuer, ['backup/*', SPACE_INFO])],
+        agent: service.agent,
       }
       const started = await Backup.run(
         agent,

@@ -15,6 +15,7 @@ import Table from 'cli-table3'
 import { openBackup, type BackupReader } from '../src/backup/index.ts'
 import {
   BACKUP_ABILITIES,
+  SPACE_INFO,
   type Backup as BackupProtocol,
 } from '../src/capabilities/index.ts'
 import { exportBackup } from '../src/cli/export.ts'
@@ -163,8 +164,13 @@ async function main(): Promise<void> {
     issuer: storacha.agent.issuer,
     with: space.did(),
     proofs: [
-      await delegate(space, storacha.agent.issuer, ['clock/*', 'backup/*']),
+      await delegate(space, storacha.agent.issuer, [
+        'clock/*',
+        'backup/*',
+        SPACE_INFO,
+      ]),
     ],
+    agent: info.agent,
   }
   const connection = connect({ url: service.url, did: info.did })
   const delegation = await delegate(

@@ -104,7 +104,7 @@ export function createAccountReader({
       const { did, pds } = identity
       const method = 'com.atproto.sync.getRepo'
       const parameters = { did, since }
-      const fetch = through('stream', identity, { patient: true })
+      const fetch = through('repo', identity, { patient: true })
       const response = await call(fetch, pds, method, parameters, options)
       const type = response.headers.get('content-type') ?? ''
       if (!CAR_TYPE.test(type)) {

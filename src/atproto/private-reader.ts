@@ -323,7 +323,7 @@ export function createOwnersReader(
 ): AccountReader {
   const stream = sessionFetch(session)
   const accounts = createAccountReader({
-    fetch: { stream, small: capped(stream) },
+    fetch: { stream, repo: stream, small: capped(stream) },
     ...(gate ? { gate } : {}),
   })
   return {

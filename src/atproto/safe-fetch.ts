@@ -17,12 +17,14 @@ import { checkPublicAddress, publicLookup } from './public-address.ts'
 
 export type Fetch = typeof globalThis.fetch
 
-/** Two ways to fetch from hosts that nobody vouches for. */
+/** Ways to fetch from hosts that nobody vouches for. */
 export interface SafeFetch {
   /** For answers that are read whole: little memory, little time. */
   small: Fetch
-  /** For answers that are streamed: large, and as slow as they need to be. */
+  /** For answers that are streamed: large, and no slower than the least rate. */
   stream: Fetch
+  /** For repositories: streamed, and some hosts take minutes to begin. */
+  repo: Fetch
 }
 
 export interface SafeFetchOptions {
@@ -44,17 +46,38 @@ export interface SafeFetchOptions {
     maxSize?: number
     /** Milliseconds from the request to the head of the answer. Default 60 s. */
     headTimeout?: number
+    /** The same for a repository, and to its first byte. Default 10 minutes. */
+    repoTimeout?: number
     /** Milliseconds that a read may wait for a byte. Default 30 s. */
     idleTimeout?: number
+    /**
+     * Bytes a second that the host must send, measured over `rateWindow`. Only
+     * the time in which the reader waits for the host counts. Default
+     * {@link LEAST_RATE}; 0 for any rate.
+     */
+    leastRate?: number
+    /** Milliseconds. Default four times `idleTimeout`. */
+    rateWindow?: number
   }
 }
+
+/** Bytes a second that a host must send of a repository or a blob. */
+export const LEAST_RATE = 1024
+
+/** Milliseconds that a host may take to begin with a repository. */
+export const REPO_TIMEOUT = 10 * 60_000
 
 /** All sizes in bytes, all times in milliseconds. */
 interface Limits {
   maxSize: number
   headTimeout: number
+  /** How long the first byte may take after the head of the answer. */
+  firstTimeout: number
   idleTimeout: number
   timeout?: number
+  /** Bytes a second. */
+  leastRate?: number
+  rateWindow?: number
 }
 
 /** What the guard of `@atproto-labs/fetch-node` says when it refuses. */
@@ -81,7 +104,7 @@ export function createSafeFetch({
   const create = (limits: Limits) =>
     withLimits(
       safeFetchWrap({
-        ...(allowPrivateNetwork ? {} : { fetch: publicOnly() }),
+        fetch: allowPrivateNetwork ? withoutTimeouts() : publicOnly(),
         ssrfProtection: !allowPrivateNetwork,
         responseMaxSize: limits.maxSize,
         // The library's timeout ends a stream that is alive, and cannot be told
@@ -92,18 +115,64 @@ export function createSafeFetch({
       userAgent
     )
   const { maxSize = 2 ** 20, timeout = 15_000 } = small
+  const {
+    headTimeout = 60_000,
+    repoTimeout = REPO_TIMEOUT,
+    idleTimeout = 30_000,
+    leastRate = LEAST_RATE,
+    rateWindow = 4 * idleTimeout,
+  } = stream
+  const streamed = {
+    maxSize: stream.maxSize ?? 10 * 2 ** 30,
+    headTimeout,
+    firstTimeout: idleTimeout,
+    idleTimeout,
+    leastRate,
+    rateWindow,
+  }
   return {
     small: create({
       maxSize,
       timeout,
       headTimeout: timeout,
+      firstTimeout: timeout,
       idleTimeout: timeout,
     }),
-    stream: create({
-      maxSize: stream.maxSize ?? 10 * 2 ** 30,
-      headTimeout: stream.headTimeout ?? 60_000,
-      idleTimeout: stream.idleTimeout ?? 30_000,
+    stream: create(streamed),
+    repo: create({
+      ...streamed,
+      headTimeout: repoTimeout,
+      firstTimeout: repoTimeout,
     }),
+  }
+}
+
+/** What a dispatcher of undici does with a request. */
+type Dispatch = (options: object, handler: object) => boolean
+
+interface Dispatcher {
+  compose(interceptor: (dispatch: Dispatch) => Dispatch): Dispatcher
+}
+
+/**
+ * Fetches without the timeouts of undici, which gives up after five minutes
+ * without the head of the answer, or without a byte: the limits are ours.
+ */
+function withoutTimeouts(): Fetch {
+  const patient = new WeakMap<Dispatcher, Dispatcher>()
+  return (input, init) => {
+    const { dispatcher } = init as { dispatcher: Dispatcher }
+    const composed =
+      patient.get(dispatcher) ??
+      dispatcher.compose(
+        (dispatch) => (options, handler) =>
+          dispatch({ ...options, headersTimeout: 0, bodyTimeout: 0 }, handler)
+      )
+    patient.set(dispatcher, composed)
+    return globalThis.fetch(input, {
+      ...init,
+      dispatcher: composed,
+    } as RequestInit)
   }
 }
 
@@ -115,7 +184,7 @@ export function createSafeFetch({
 function publicOnly(): Fetch {
   const forbidden = new Set(DEFAULT_FORBIDDEN_DOMAIN_NAMES)
   const fetch = safeDispatchFetchWrap({
-    fetch: globalThis.fetch,
+    fetch: withoutTimeouts(),
     checkUrl: (url) =>
       checkProtocolPolicy(url, { 'https:': { allowCustomPort: false } }) ??
       checkForbiddenDomainNamePolicy(url, forbidden) ??
@@ -186,14 +255,27 @@ function withLimits(fetch: Fetch, limits: Limits, userAgent?: string): Fetch {
     const cancel = async (reason: unknown) =>
       reader.cancel(reason).catch(() => undefined)
     signal.addEventListener('abort', () => void cancel(signal.reason))
+    const isTooSlow = measureRate(limits)
+    let isFirst = true
     const body = new ReadableStream<Uint8Array<ArrayBuffer>>(
       {
         async pull(stream) {
-          const idle = expire(limits.idleTimeout, 'sent nothing for')
+          const silence = isFirst ? limits.firstTimeout : limits.idleTimeout
+          const idle = expire(silence, 'sent nothing for')
+          const asked = performance.now()
           try {
             const { done, value } = await reader.read()
             signal.throwIfAborted()
-            if (!done) return stream.enqueue(value)
+            if (!done) {
+              const waited = isFirst ? 0 : performance.now() - asked
+              isFirst = false
+              if (isTooSlow(value.length, waited)) {
+                const message = `${url.host} sent less than ${limits.leastRate} bytes a second for ${(limits.rateWindow ?? 0) / 1000} seconds. Try again later.`
+                controller.abort(new HostError(message))
+                signal.throwIfAborted()
+              }
+              return stream.enqueue(value)
+            }
             release()
             stream.close()
           } catch (cause) {
@@ -219,6 +301,27 @@ function withLimits(fetch: Fetch, limits: Limits, userAgent?: string): Fetch {
       url: { value: response.url },
       redirected: { value: redirected },
     })
+  }
+}
+
+/**
+ * Tells whether a host sends less than the least rate. A new window begins
+ * when one is over, so that a fast start does not pay for a slow rest.
+ *
+ * @returns a function of the bytes that were read, and of the milliseconds
+ *   that the reader has waited for them
+ */
+function measureRate({ leastRate = 0, rateWindow = 0 }: Limits) {
+  let bytes = 0
+  let time = 0
+  return (read: number, waited: number): boolean => {
+    bytes += read
+    time += waited
+    if (time < rateWindow) return false
+    const isTooSlow = bytes < (leastRate * time) / 1000
+    bytes = 0
+    time = 0
+    return isTooSlow
   }
 }
 

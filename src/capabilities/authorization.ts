@@ -17,7 +17,7 @@ import {
   PARTS,
   SpaceDID,
 } from './common.ts'
-import type { TryLater } from './common.ts'
+import type { SpaceNotProvisioned, TryLater } from './common.ts'
 import type { InsufficientDelegation } from './schedule.ts'
 
 /** A hostname of at least two labels, up to 253 characters. */
@@ -288,6 +288,7 @@ export type RequestFailure =
   | InvalidReturn
   | TooManyRequests
   | InsufficientDelegation
+  | SpaceNotProvisioned
   | TryLater
 
 export type ShareFailure =
@@ -295,6 +296,7 @@ export type ShareFailure =
   | AgentNotAuthorized
   | SpaceUnavailable
   | InsufficientDelegation
+  | SpaceNotProvisioned
   | TryLater
 
 export interface AuthorizationService {

@@ -16,7 +16,7 @@ import {
   PARTS,
   SpaceDID,
 } from './common.ts'
-import type { TryLater } from './common.ts'
+import type { SpaceNotProvisioned, TryLater } from './common.ts'
 import type { InsufficientDelegation, ScheduleService } from './schedule.ts'
 
 /**
@@ -114,7 +114,13 @@ export interface RunSuccess {
   run: Link
 }
 
-export type RunFailure = InsufficientDelegation | TryLater
+/** More runs wait, in the Space or for the agent, than the service keeps. */
+export interface TooManyRuns extends Failure {
+  name: 'TooManyRuns'
+}
+
+export type RunFailure =
+  InsufficientDelegation | SpaceNotProvisioned | TooManyRuns | TryLater
 
 export type RunState = 'queued' | 'running' | 'done' | 'failed'
 

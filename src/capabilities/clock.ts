@@ -7,7 +7,9 @@
 import type { Failure, Link, ServiceMethod } from '@ucanto/interface'
 import { capability, Schema } from '@ucanto/validator'
 import { and, equalWith, equalLink, SpaceDID } from './common.ts'
-import type { TryLater } from './common.ts'
+import type { SpaceNotProvisioned, TryLater } from './common.ts'
+
+export type { SpaceNotProvisioned }
 
 /** All of `clock/*`. */
 export const clock = capability({
@@ -61,11 +63,6 @@ export interface TooManyEvents extends Failure {
 /** More events at the head than one event can replace: merge them first. */
 export interface TooManyHeads extends Failure {
   name: 'TooManyHeads'
-}
-
-/** The Space has no storage provider, as far as the service can find out. */
-export interface SpaceNotProvisioned extends Failure {
-  name: 'SpaceNotProvisioned'
 }
 
 export type HeadFailure = TryLater

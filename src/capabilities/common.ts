@@ -34,6 +34,14 @@ export const DEFAULT_PARTS: readonly Part[] = PARTS.filter(
   (part) => part !== 'conversations'
 )
 
+/**
+ * The Space has no storage provider, as far as the service can find out. The
+ * message says what to do: provision the Space, or let the service ask.
+ */
+export interface SpaceNotProvisioned extends Failure {
+  name: 'SpaceNotProvisioned'
+}
+
 /** The service could not do it just now; the same call may succeed later. */
 export interface ServiceUnavailable extends Failure {
   name: 'ServiceUnavailable'

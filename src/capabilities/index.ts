@@ -53,7 +53,11 @@ export const ABILITIES = [
   'ucan/revoke',
 ] as const
 
-/** Ability of Storacha by which a service asks whether a Space has a provider. */
+/**
+ * Ability of Storacha by which a service asks whether a Space has a provider.
+ * An invocation names a delegation of it to the service's `did:key` in a fact
+ * with this key.
+ */
 export const SPACE_INFO = 'space/info'
 
 /**

@@ -17,7 +17,7 @@ import {
   PARTS,
   SpaceDID,
 } from './common.ts'
-import type { TryLater } from './common.ts'
+import type { SpaceNotProvisioned, TryLater } from './common.ts'
 
 /**
  * Backs an account up again and again, from now on. Whoever schedules it again
@@ -238,10 +238,15 @@ export type DelegationFailure =
   | DelegationRevoked
 
 export type ScheduleFailure =
-  InvalidRhythm | DelegationFailure | TooManySchedules | TryLater
+  | InvalidRhythm
+  | DelegationFailure
+  | SpaceNotProvisioned
+  | TooManySchedules
+  | TryLater
 export type SchedulesFailure = TryLater
 export type PauseFailure = ScheduleNotFound | InvalidPause | TryLater
-export type ResumeFailure = ScheduleNotFound | DelegationFailure | TryLater
+export type ResumeFailure =
+  ScheduleNotFound | DelegationFailure | SpaceNotProvisioned | TryLater
 export type UnscheduleFailure = TryLater
 
 export interface ScheduleService {

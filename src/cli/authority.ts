@@ -1,6 +1,8 @@
 import type { Client } from '@storacha/client'
 import type { Delegation } from '@ucanto/interface'
+import { SPACE_INFO } from '../capabilities/index.ts'
 import { NotAllowedError } from './errors.ts'
+import type { Session } from './session.ts'
 
 export { expirationOf } from '../service/authority.ts'
 
@@ -34,4 +36,31 @@ export function proofsFor(
     }
   }
   return [...proofs.values()]
+}
+
+/**
+ * The agent, the Space and what allows the agent to invoke these abilities at
+ * the service. It also allows the service to ask whether the Space has a
+ * storage provider: what an agent that may not ask invokes is answered where
+ * the service knows the Space already.
+ *
+ * @throws {@link NotAllowedError} if nothing allows one of the abilities
+ */
+export async function serviceAuthority(
+  session: Session,
+  abilities: readonly string[]
+) {
+  const { client } = session
+  const space = session.space()
+  const mayAsk = client.proofs([{ can: SPACE_INFO, with: space }]).length > 0
+  return {
+    issuer: client.agent.issuer,
+    with: space,
+    proofs: proofsFor(
+      client,
+      space,
+      mayAsk ? [...abilities, SPACE_INFO] : abilities
+    ),
+    ...(mayAsk ? { agent: (await session.service()).info.agent } : {}),
+  }
 }

@@ -17,7 +17,7 @@ import {
   systemTime,
 } from '../node/index.ts'
 import { readSettings } from '../service/config.ts'
-import { proofsFor } from './authority.ts'
+import { proofsFor, serviceAuthority } from './authority.ts'
 import { ServiceError } from './errors.ts'
 import { openGrants } from './grants.ts'
 import type { Io } from './io.ts'
@@ -122,13 +122,10 @@ export async function startRun(
     proofs: proofsFor(client, space, BACKUP_ABILITIES),
     expiration: Math.floor(Date.now() / 1000) + RUN_LIFETIME,
   })
+  const config = await serviceAuthority(session, ['backup/run'])
   const { run } = await askService(() =>
     Backup.run(
-      {
-        issuer: client.agent.issuer,
-        with: space,
-        proofs: proofsFor(client, space, ['backup/run']),
-      },
+      config,
       { account: did, ...(include ? { include } : {}), delegation },
       // Asked again in the same second, it is another run that is meant.
       { connection, nonce: crypto.randomUUID() }

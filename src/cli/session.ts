@@ -121,6 +121,7 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
   const fetchUntil = (signal: AbortSignal): SafeFetch => ({
     small: abortable(safeFetch.small, signal),
     stream: abortable(safeFetch.stream, signal),
+    repo: abortable(safeFetch.repo, signal),
   })
   const fetch = fetchUntil(io.signal)
   const warn = (message: string) => printLine(io.stderr, `warning: ${message}`)

@@ -6,7 +6,7 @@
 import type { Delegation } from '@ucanto/interface'
 import { Authorization } from '../capabilities/index.ts'
 import type { Backup } from '../capabilities/index.ts'
-import { attach, factsOf } from './attach.ts'
+import { attachmentsOf } from './attach.ts'
 import {
   commonOf,
   type InvocationConfig,
@@ -56,6 +56,7 @@ export async function request(
   { account, include, returnTo, delegation }: RequestInput,
   options: InvocationOptions
 ) {
+  const attachments = await attachmentsOf(config, options, { delegation })
   const invocation = Authorization.request.invoke({
     ...commonOf(config, options),
     nb: {
@@ -64,9 +65,9 @@ export async function request(
       ...(returnTo ? { returnTo: returnTo.href } : {}),
       ...(delegation ? { delegation: delegation.cid } : {}),
     },
-    ...(delegation ? { facts: factsOf(delegation) } : {}),
+    facts: attachments.facts,
   })
-  if (delegation) attach(invocation, delegation)
+  attachments.attachTo(invocation)
   return (await invocation.execute(options.connection)).out
 }
 
@@ -115,6 +116,7 @@ export async function share(
   { account, agent, before, delegation }: ShareInput,
   options: InvocationOptions
 ) {
+  const attachments = await attachmentsOf(config, options, { delegation })
   const invocation = Authorization.share.invoke({
     ...commonOf(config, options),
     nb: {
@@ -123,8 +125,8 @@ export async function share(
       ...(before === undefined ? {} : { before }),
       ...(delegation ? { delegation: delegation.cid } : {}),
     },
-    ...(delegation ? { facts: factsOf(delegation) } : {}),
+    facts: attachments.facts,
   })
-  if (delegation) attach(invocation, delegation)
+  attachments.attachTo(invocation)
   return (await invocation.execute(options.connection)).out
 }

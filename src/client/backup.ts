@@ -5,8 +5,12 @@
  */
 import type { Delegation, Link } from '@ucanto/interface'
 import { Backup } from '../capabilities/index.ts'
-import { attach, factsOf } from './attach.ts'
-import type { InvocationConfig, InvocationOptions } from './connection.ts'
+import { attachmentsOf } from './attach.ts'
+import {
+  commonOf,
+  type InvocationConfig,
+  type InvocationOptions,
+} from './connection.ts'
 
 export * from './schedule.ts'
 
@@ -22,27 +26,22 @@ export interface RunInput {
 
 /** Asks the service to back an account up now. Answers with the run. */
 export async function run(
-  { issuer, audience, with: space, proofs }: InvocationConfig,
+  config: InvocationConfig,
   { account, include, delegation }: RunInput,
-  { connection, expiration, nonce }: InvocationOptions
+  options: InvocationOptions
 ) {
+  const attachments = await attachmentsOf(config, options, { delegation })
   const invocation = Backup.run.invoke({
-    issuer,
-    audience: audience ?? connection.id,
-    with: space,
-    proofs,
+    ...commonOf(config, options),
     nb: {
       account,
       ...(include ? { include } : {}),
       ...(delegation ? { delegation: delegation.cid } : {}),
     },
-    ...(delegation ? { facts: factsOf(delegation) } : {}),
-    ...(expiration === undefined ? {} : { expiration }),
-    ...(nonce === undefined ? {} : { nonce }),
+    facts: attachments.facts,
   })
-  if (delegation) attach(invocation, delegation)
-  const receipt = await invocation.execute(connection)
-  return receipt.out
+  attachments.attachTo(invocation)
+  return (await invocation.execute(options.connection)).out
 }
 
 /** Which runs to ask for. */

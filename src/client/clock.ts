@@ -4,14 +4,15 @@
  * @packageDocumentation
  */
 import type { Block, Link } from '@ucanto/interface'
-import { delegate, DID } from '@ucanto/core'
 import { ClockError } from '../backup/errors.ts'
 import type { Clock as SpaceClock, EventLink } from '../backup/interface.ts'
-import { Clock, SPACE_INFO } from '../capabilities/index.ts'
-import type { InvocationConfig, InvocationOptions } from './connection.ts'
-
-/** Seconds for which a service may ask about the Space. */
-const INFO_LIFETIME = 60 * 60
+import { Clock } from '../capabilities/index.ts'
+import { attachmentsOf } from './attach.ts'
+import {
+  commonOf,
+  type InvocationConfig,
+  type InvocationOptions,
+} from './connection.ts'
 
 /** Asks for the events at the head of the clock. */
 export async function head(
@@ -38,46 +39,18 @@ export async function head(
  *   the clock may not know, and what else should go along
  */
 export async function advance(
-  { issuer, audience, with: space, proofs = [], agent }: InvocationConfig,
+  config: InvocationConfig,
   event: Link,
-  {
-    connection,
-    blocks,
-    expiration,
-    nonce,
-  }: InvocationOptions & { blocks: Block[] }
+  { blocks, ...options }: InvocationOptions & { blocks: Block[] }
 ) {
-  const info =
-    agent === undefined
-      ? undefined
-      : await delegate({
-          issuer,
-          audience: DID.parse(agent),
-          capabilities: [{ can: SPACE_INFO, with: space }],
-          expiration:
-            expiration ?? Math.floor(Date.now() / 1000) + INFO_LIFETIME,
-          proofs,
-        })
-  const attached = [...blocks, ...(info ? info.export() : [])]
+  const attachments = await attachmentsOf(config, options, { blocks })
   const invocation = Clock.advance.invoke({
-    issuer,
-    audience: audience ?? connection.id,
-    with: space,
-    proofs,
+    ...commonOf(config, options),
     nb: { event },
-    // Links in the facts make the blocks part of the invocation.
-    facts: [
-      {
-        ...Object.fromEntries(attached.map(({ cid }) => [cid.toString(), cid])),
-        ...(info ? { [SPACE_INFO]: info.cid } : {}),
-      },
-    ],
-    ...(expiration === undefined ? {} : { expiration }),
-    ...(nonce === undefined ? {} : { nonce }),
+    facts: attachments.facts,
   })
-  for (const block of attached) invocation.attach(block)
-  const receipt = await invocation.execute(connection)
-  return receipt.out
+  attachments.attachTo(invocation)
+  return (await invocation.execute(options.connection)).out
 }
 
 /**

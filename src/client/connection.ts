@@ -66,7 +66,7 @@ export interface InvocationConfig {
   /**
    * `did:key` of the service's agent, as {@link discover} tells it. With it a
    * service can find out by itself that the Space has a storage provider,
-   * before it keeps its clock.
+   * before it keeps its clock, backs up into it or holds a grant for it.
    */
   agent?: string
 }

@@ -5,7 +5,7 @@
  */
 import type { Delegation } from '@ucanto/interface'
 import { Backup } from '../capabilities/index.ts'
-import { attach, factsOf } from './attach.ts'
+import { attachmentsOf } from './attach.ts'
 import {
   commonOf,
   type InvocationConfig,
@@ -51,6 +51,7 @@ export async function schedule(
   { account, every, cron, timezone, include, delegation }: ScheduleInput,
   options: InvocationOptions
 ) {
+  const attachments = await attachmentsOf(config, options, { delegation })
   const invocation = Backup.schedule.invoke({
     ...commonOf(config, options),
     nb: {
@@ -61,9 +62,9 @@ export async function schedule(
       ...(include ? { include } : {}),
       delegation: delegation.cid,
     },
-    facts: factsOf(delegation),
+    facts: attachments.facts,
   })
-  attach(invocation, delegation)
+  attachments.attachTo(invocation)
   return (await invocation.execute(options.connection)).out
 }
 
@@ -100,10 +101,13 @@ export async function resume(
   { account }: { account: AccountDID },
   options: InvocationOptions
 ) {
+  const attachments = await attachmentsOf(config, options)
   const invocation = Backup.resume.invoke({
     ...commonOf(config, options),
     nb: { account },
+    facts: attachments.facts,
   })
+  attachments.attachTo(invocation)
   return (await invocation.execute(options.connection)).out
 }
 

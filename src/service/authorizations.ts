@@ -28,10 +28,10 @@ const NO_HTTPS =
 export function createAuthorizationService(
   context: Pick<
     ServiceContext,
-    'agent' | 'grants' | 'identities' | 'publisher' | 'sharer'
+    'agent' | 'grants' | 'identities' | 'provisioning' | 'publisher' | 'sharer'
   >
 ) {
-  const { agent, grants, identities, publisher, sharer } = context
+  const { agent, grants, identities, provisioning, publisher, sharer } = context
   return {
     /** Begins the way into an account, and answers where the user goes on. */
     request: provideAdvanced({
@@ -42,6 +42,8 @@ export function createAuthorizationService(
         if (!grants) return failure('HostRefused', NO_HTTPS)
         const returnTo = readReturn(capability.nb.returnTo)
         if (returnTo?.error) return returnTo
+        const admitted = await provisioning.check(space, invocation)
+        if (admitted.error) return admitted
         const authority = await findAuthority(agent, invocation, {
           space,
           delegation,
@@ -113,6 +115,8 @@ export function createAuthorizationService(
       async ({ capability, invocation, context: validation }) => {
         const space = capability.with
         const { delegation, ...request } = capability.nb
+        const admitted = await provisioning.check(space, invocation)
+        if (admitted.error) return admitted
         const authority = await findAuthority(agent, invocation, {
           space,
           delegation,

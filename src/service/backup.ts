@@ -14,7 +14,7 @@ const LISTED_RUNS = 20
 
 /** Handlers of `backup/*`. */
 export function createBackupService(context: ServiceContext) {
-  const { stores, runner, time, agent } = context
+  const { stores, runner, time, agent, provisioning } = context
   return {
     /**
      * Queues a run. Asked twice with the same invocation, or while a run of
@@ -25,6 +25,8 @@ export function createBackupService(context: ServiceContext) {
       handler: async ({ capability, invocation, context: validation }) => {
         const space = capability.with
         const { account, include, delegation } = capability.nb
+        const admitted = await provisioning.check(space, invocation)
+        if (admitted.error) return admitted
         const authority = await findAuthority(agent, invocation, {
           space,
           delegation,

@@ -1,6 +1,7 @@
 import { join } from 'node:path'
 import { Verifier } from '@ucanto/principal'
 import { z } from 'zod'
+import { LEAST_RATE, REPO_TIMEOUT } from '../atproto/safe-fetch.ts'
 import { DEFAULT_LIMITS } from '../backup/index.ts'
 import { RHYTHM_LIMITS } from '../scheduler/index.ts'
 
@@ -212,6 +213,16 @@ export const SETTINGS = {
     integer(0, 1_000_000).default(480),
     'NUMBER',
     'requests a minute to one host of accounts, of all processes together; 0 for any number'
+  ),
+  repoTimeout: setting(
+    integer(1, 86_400).default(REPO_TIMEOUT / 1000),
+    'SECONDS',
+    'how long a host of accounts may take to begin with a repository; some put it together first'
+  ),
+  leastRate: setting(
+    integer(0, 1_000_000_000).default(LEAST_RATE),
+    'BYTES',
+    'bytes a second, over two minutes, that a host of accounts must send of a repository or a blob: below, the repository is read again later, and the blob is recorded as missing; 0 for any rate'
   ),
   role: setting(
     z.enum(ROLES).default('all'),

@@ -32,7 +32,7 @@ export function counted(fetch: SafeFetch, options: CountedOptions): SafeFetch {
     }
     return fetch.small(input, init)
   }
-  return { small, stream: fetch.stream }
+  return { ...fetch, small }
 }
 
 /** @throws {@link HostError} */

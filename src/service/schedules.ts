@@ -42,9 +42,11 @@ export function createScheduleService(
     | 'agent'
     | 'rhythmLimits'
     | 'schedulesPerSpace'
+    | 'provisioning'
   >
 ) {
   const { stores, time, agent, rhythmLimits, schedulesPerSpace } = context
+  const { provisioning } = context
   return {
     /**
      * Makes a schedule, or replaces its rhythm and delegation. Who asks for
@@ -59,6 +61,8 @@ export function createScheduleService(
         const now = time.now()
         const rhythm = rhythmIn(capability.nb, now, rhythmLimits)
         if (rhythm.error) return rhythm
+        const admitted = await provisioning.check(space, invocation)
+        if (admitted.error) return admitted
         const given = attachedDelegation(invocation, link)
         if (given.error) return given
         const delegation = given.ok
@@ -162,11 +166,15 @@ export function createScheduleService(
      */
     resume: provide(
       Backup.resume,
-      async ({ capability, context: validation }) => {
+      async ({ capability, invocation, context: validation }) => {
         const space = capability.with
         const { account } = capability.nb
         const now = time.now()
         const present = await stores.schedules.get(space, account)
+        if (present && present.state !== 'active') {
+          const admitted = await provisioning.check(space, invocation)
+          if (admitted.error) return admitted
+        }
         let holds: string | undefined
         if (present?.state === 'stopped') {
           const delegation = await readDelegation(stores, space, account)

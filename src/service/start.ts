@@ -588,7 +588,15 @@ function createPipeline(
       'private and loopback addresses are allowed: only for local networks'
     )
   }
-  const safeFetch = createSafeFetch({ ...fetchLimits, allowPrivateNetwork })
+  const safeFetch = createSafeFetch({
+    ...fetchLimits,
+    stream: {
+      repoTimeout: config.repoTimeout * 1000,
+      leastRate: config.leastRate,
+      ...fetchLimits.stream,
+    },
+    allowPrivateNetwork,
+  })
   return {
     safeFetch,
     identities: createIdentityResolver({

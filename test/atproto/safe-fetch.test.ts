@@ -105,10 +105,12 @@ const local = (options: Partial<SafeFetchOptions> = {}) =>
 
 describe('safe fetch', () => {
   describe('addresses', () => {
-    const { small, stream } = createSafeFetch({ allowPrivateNetwork: false })
+    const { small, stream, repo } = createSafeFetch({
+      allowPrivateNetwork: false,
+    })
     for (const [what, url] of FORBIDDEN) {
       it(`refuses ${what}: ${url}`, async () => {
-        for (const fetch of [small, stream]) {
+        for (const fetch of [small, stream, repo]) {
           await assert.rejects(
             fetch(url, { redirect: 'follow' }),
             ForbiddenAddressError
@@ -411,6 +413,74 @@ describe('safe fetch', () => {
         if (size === 20) break
       }
       assert.equal(size, 20)
+    })
+
+    it('ends a stream that trickles below the least rate', async () => {
+      await using server = await startServer(trickle)
+      const { stream, repo } = local({
+        stream: { idleTimeout: 300, leastRate: 1_000_000, rateWindow: 100 },
+      })
+      for (const fetch of [stream, repo]) {
+        const response = await fetch(server.url, { redirect: 'error' })
+        await assert.rejects(response.text(), {
+          name: 'HostError',
+          message: /sent less than 1000000 bytes a second for 0\.1 seconds/,
+        })
+      }
+    })
+
+    it('measures the rate of a stream anew in each window', async () => {
+      await using server = await startServer((_, response) => {
+        response.write(Buffer.alloc(1_000_000))
+        trickle(_, response)
+      })
+      const { stream } = local({
+        stream: { idleTimeout: 300, leastRate: 1_000, rateWindow: 100 },
+      })
+      const response = await stream(server.url, { redirect: 'error' })
+      await assert.rejects(response.text(), HostError)
+    })
+
+    it('does not count the time of a slow reader against the rate', async () => {
+      await using server = await startServer((_, response) => {
+        response.write('first')
+        response.write('second')
+        response.end('last')
+      })
+      const { stream } = local({
+        stream: { idleTimeout: 300, leastRate: 1_000_000, rateWindow: 50 },
+      })
+      const response = await stream(server.url, { redirect: 'error' })
+      let text = ''
+      for await (const bytes of response.body!) {
+        text += Buffer.from(bytes).toString()
+        await setTimeout(100)
+      }
+      assert.equal(text, 'firstsecondlast')
+    })
+
+    it('waits longer for a repository to begin than for other streams', async () => {
+      await using server = await startServer((_, response) => {
+        void setTimeout(150).then(() => {
+          response.flushHeaders()
+          return setTimeout(150).then(() => response.end('repository'))
+        })
+      })
+      const { stream, repo } = local({
+        stream: { headTimeout: 50, idleTimeout: 50, repoTimeout: 1_000 },
+      })
+      await assert.rejects(stream(server.url, { redirect: 'error' }), HostError)
+      const response = await repo(server.url, { redirect: 'error' })
+      assert.equal(await response.text(), 'repository')
+    })
+
+    it('does not wait for ever for the first byte of a repository', async () => {
+      await using server = await startServer((_, response) => {
+        response.flushHeaders()
+      })
+      const { repo } = local({ stream: { repoTimeout: 50 } })
+      const response = await repo(server.url, { redirect: 'error' })
+      await assert.rejects(response.text(), HostError)
     })
 
     it('ends a stream that goes silent', async () => {

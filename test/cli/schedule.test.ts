@@ -339,6 +339,7 @@ describe('schedules on the command line', () => {
         store: createAgentStore(join(bob.home, 'agent.json')),
       })
       const issuer = await ed25519.generate()
+      await network.storacha.provision(issuer.did())
       const proof = await delegate({
         issuer,
         audience: client.agent,

@@ -16,7 +16,7 @@ const create = ({ patience = 10_000 } = {}) => {
   }
   const budget = createHostBudget({ rate: 60, period: 1 })
   const fetch = counted(
-    { small: answer, stream: answer },
+    { small: answer, stream: answer, repo: answer },
     {
       budget,
       time: systemTime,

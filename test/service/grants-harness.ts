@@ -126,6 +126,7 @@ export function createTestGrants({
   const fetch: SafeFetch = {
     small: watched(safe.small),
     stream: watched(safe.stream),
+    repo: watched(safe.repo),
   }
   const oauth = createOAuth({
     metadata: loopbackMetadata(new URL('http://127.0.0.1:1/oauth/callback')),

@@ -380,6 +380,9 @@ interface Hooks {
 type SetState = (key: string, state: NodeSavedState) => void
 type SetSession = (session: NodeSavedSession) => void | Promise<void>
 
+/** What hosts may take minutes to begin with. */
+const REPO_PATH = '/xrpc/com.atproto.sync.getRepo'
+
 /**
  * Requests that the client makes by itself and that would end a grant are not
  * sent: it gives grants back that could not be stored, and refreshes where
@@ -410,7 +413,9 @@ function guarded(
       method === 'GET' &&
       url.pathname.startsWith('/xrpc/')
     ) {
-      return fetch.stream(input, options)
+      return url.pathname === REPO_PATH
+        ? fetch.repo(input, options)
+        : fetch.stream(input, options)
     }
     if (method === 'POST') {
       const form = new URLSearchParams(

@@ -8,7 +8,7 @@ import {
 } from '../../capabilities/index.ts'
 import { Authorization, readReceipt } from '../../client/index.ts'
 import { systemTime } from '../../node/index.ts'
-import { expirationOf, proofsFor } from '../authority.ts'
+import { expirationOf, proofsFor, serviceAuthority } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { ServiceError, UsageError } from '../errors.ts'
 import { formatExpiration, formatFields, printable } from '../format.ts'
@@ -105,19 +105,15 @@ async function authorizeService(
     show: (url: URL) => void
   }
 ): Promise<Protocol.Granted> {
-  const { client } = session
   const space = session.space()
   // So that the authorization goes on where the agent's own clock stands.
   await session.clock()
   const service = await session.service()
   const delegation = await createDelegation(session, expiration)
+  const config = await serviceAuthority(session, ['authorization/request'])
   const request = await askService(() =>
     Authorization.request(
-      {
-        issuer: client.agent.issuer,
-        with: space,
-        proofs: proofsFor(client, space, ['authorization/request']),
-      },
+      config,
       { account, include, delegation },
       { connection: service.connection, nonce: crypto.randomUUID() }
     )

@@ -5,7 +5,7 @@ import type { Backup as Protocol } from '../../capabilities/index.ts'
 import { SCHEDULE_ABILITIES } from '../../capabilities/index.ts'
 import { Backup } from '../../client/index.ts'
 import type { RhythmInput } from '../../client/schedule.ts'
-import { expirationOf, proofsFor } from '../authority.ts'
+import { expirationOf, proofsFor, serviceAuthority } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { UsageError } from '../errors.ts'
 import {
@@ -93,7 +93,7 @@ function createScheduleCommand(
       // So that the backups go on where the agent's own clock stands.
       await session.clock()
       const { connection } = await session.service()
-      const config = authority(session, 'backup/schedule')
+      const config = await serviceAuthority(session, ['backup/schedule'])
       const delegation =
         ready ??
         (await createDelegation(session, { account, include, expiration }))
@@ -130,7 +130,7 @@ function createSchedulesCommand(
     'bluesky-backups schedules --service https://backups.example',
     async ({ session, flags }) => {
       const { connection } = await session.service()
-      const config = authority(session, 'backup/schedules')
+      const config = await serviceAuthority(session, ['backup/schedules'])
       const { schedules } = await askService(() =>
         Backup.schedules(config, { connection })
       )
@@ -171,7 +171,7 @@ function createPauseCommand(program: Command, context: CommandContext): void {
       const until = readPause(flags['for'] as string | undefined)
       const account = await resolveAccount(session, word, io.signal)
       const { connection } = await session.service()
-      const config = authority(session, 'backup/pause')
+      const config = await serviceAuthority(session, ['backup/pause'])
       const { schedule } = await askService(() =>
         Backup.pause(
           config,
@@ -196,7 +196,7 @@ function createResumeCommand(program: Command, context: CommandContext): void {
     async ({ session, io }, word) => {
       const account = await resolveAccount(session, word, io.signal)
       const { connection } = await session.service()
-      const config = authority(session, 'backup/resume')
+      const config = await serviceAuthority(session, ['backup/resume'])
       const { schedule } = await askService(() =>
         Backup.resume(
           config,
@@ -226,7 +226,7 @@ function createUnscheduleCommand(
     async ({ session, io }, word) => {
       const account = await resolveAccount(session, word, io.signal)
       const { connection } = await session.service()
-      const config = authority(session, 'backup/unschedule')
+      const config = await serviceAuthority(session, ['backup/unschedule'])
       const { schedule } = await askService(() =>
         Backup.unschedule(
           config,
@@ -252,17 +252,6 @@ function createUnscheduleCommand(
       }
     }
   )
-}
-
-/** What allows the agent one ability in its Space. */
-function authority(session: Session, can: string) {
-  const { client } = session
-  const space = session.space()
-  return {
-    issuer: client.agent.issuer,
-    with: space,
-    proofs: proofsFor(client, space, [can]),
-  }
 }
 
 /** Lets the service do what the schedule needs, and nothing else. */

@@ -11,7 +11,7 @@ import { BACKUP_ABILITIES } from '../../capabilities/index.ts'
 import { Authorization } from '../../client/index.ts'
 import { createNativeSha256, systemTime } from '../../node/index.ts'
 import { deriveIdentity } from '../../space/index.ts'
-import { proofsFor } from '../authority.ts'
+import { proofsFor, serviceAuthority } from '../authority.ts'
 import { agentCommand, type CommandContext } from '../command.ts'
 import { UsageError, type ServiceError } from '../errors.ts'
 import { formatCount } from '../format.ts'
@@ -105,6 +105,7 @@ async function shareAtService(
   // The service goes by its own clock: what this agent's has is told to it.
   const account = await findAccount(session, await viewSpace(session), word)
   const { info, connection } = await session.service()
+  const config = await serviceAuthority(session, ['authorization/share'])
   return shareAll({ account, agent }, io, (before) =>
     patiently(io.signal, async () => {
       const delegation = await delegate({
@@ -119,11 +120,7 @@ async function shareAtService(
       })
       return askService(() =>
         Authorization.share(
-          {
-            issuer: client.agent.issuer,
-            with: space,
-            proofs: proofsFor(client, space, ['authorization/share']),
-          },
+          config,
           { account, agent, before, delegation },
           { connection, nonce: crypto.randomUUID() }
         )
