@@ -34,6 +34,9 @@ import { refused } from './service.ts'
 /** Milliseconds that a service may take for an answer. */
 const SERVICE_TIMEOUT = 60_000
 
+/** Milliseconds that a gateway may want to be left alone without a word to the user. */
+const SHORT_PAUSE = 5_000
+
 /** A Space by its DID. */
 export type SpaceDID = `did:key:${string}`
 
@@ -196,6 +199,14 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
       gateways: config.gatewayUrls,
       fetch: fetch.stream,
       createSha256: createNativeSha256,
+      onPause: ({ gateway, wait }) => {
+        if (wait >= SHORT_PAUSE) {
+          warn(
+            `${gateway} wants fewer requests; waiting ${Math.ceil(wait / 1000)} seconds`
+          )
+        }
+      },
+      signal: io.signal,
     }),
     stores: () => (stores ??= openOwnStores()),
     courier,
