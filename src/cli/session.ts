@@ -15,10 +15,11 @@ import { createClock } from '../client/clock.ts'
 import {
   connect,
   discover,
+  ServiceUnreachableError,
   type Connection,
   type ServiceInfo,
 } from '../client/index.ts'
-import { createNativeSha256 } from '../node/index.ts'
+import { createNativeSha256, proxyHint } from '../node/index.ts'
 import { createCourier, type Courier } from '../service/courier.ts'
 import { openStores, type Stores } from '../stores/index.ts'
 import { createSpaceReader, type Fetch } from '../storacha/index.ts'
@@ -160,7 +161,14 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     return findService(config.serviceUrl)
   }
   const findService = async (url: URL) => {
-    const info = await discover(url, { fetch: askingFetch })
+    const info = await discover(url, { fetch: askingFetch }).catch(
+      (cause: unknown) => {
+        if (!(cause instanceof ServiceUnreachableError)) throw cause
+        throw new ServiceUnreachableError(`${cause.message}${proxyHint(url)}`, {
+          cause,
+        })
+      }
+    )
     const connection = connect({ url, did: info.did, fetch: askingFetch })
     return { url, info, connection }
   }
