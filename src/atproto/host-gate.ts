@@ -1,7 +1,7 @@
 import { HostError, type HostUnavailableError } from '../backup/errors.ts'
 import type { CallOptions } from '../backup/interface.ts'
+import { retryAfter } from '../backup/retry-after.ts'
 import type { Fetch } from './safe-fetch.ts'
-import { retryAfter } from './xrpc.ts'
 
 /** Says who may ask a host of accounts, and when. */
 export interface HostGate {

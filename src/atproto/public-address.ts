@@ -81,3 +81,24 @@ export const publicLookup: LookupFunction = (
     )
   })
 }
+
+/** Names that are given out for private networks alone. */
+const PRIVATE_NAME = /\.(internal|home\.arpa)$/
+
+/**
+ * Looks a name up that somebody else is going to connect to.
+ *
+ * @returns why it is not asked; nothing if it cannot be looked up here
+ */
+export function checkPublicName(hostname: string): Promise<string | undefined> {
+  const name = hostname.replace(/\.$/, '')
+  if (PRIVATE_NAME.test(name)) {
+    return Promise.resolve('Hostname is not a public domain')
+  }
+  return new Promise((resolve) => {
+    publicLookup(name, { all: true }, (error) => {
+      // Name servers fail with a code, the guard without one.
+      resolve(error && error.code === undefined ? error.message : undefined)
+    })
+  })
+}

@@ -11,9 +11,15 @@ import {
   ForbiddenAddressError,
   HostError,
 } from '../backup/errors.ts'
+import { hasProxies, isProxied, proxyHint } from '../node/proxies.ts'
+import { byHops } from './by-hops.ts'
 import { orAbort } from './or-abort.ts'
 import { printable } from './printable.ts'
-import { checkPublicAddress, publicLookup } from './public-address.ts'
+import {
+  checkPublicAddress,
+  checkPublicName,
+  publicLookup,
+} from './public-address.ts'
 
 export type Fetch = typeof globalThis.fetch
 
@@ -91,6 +97,11 @@ const REFUSALS =
  * and to public addresses only. Name resolution and each hop of a redirect are
  * checked too. `redirect` must be given with each call.
  *
+ * Through a proxy it is the proxy that connects, and that looks names up. The
+ * same is checked before the proxy is asked, as far as names can be looked up
+ * here; names that only the proxy knows, and names that it looks up otherwise,
+ * are left to what the proxy permits.
+ *
  * The functions, and the bodies they answer with, fail with
  * {@link ForbiddenAddressError}, with {@link HostError}, or with the reason of
  * the signal that was given.
@@ -104,7 +115,10 @@ export function createSafeFetch({
   const create = (limits: Limits) =>
     withLimits(
       safeFetchWrap({
-        fetch: allowPrivateNetwork ? withoutTimeouts() : publicOnly(),
+        fetch: throughProxies(
+          allowPrivateNetwork ? withoutTimeouts() : publicOnly(),
+          allowPrivateNetwork ? undefined : checkPublic
+        ),
         ssrfProtection: !allowPrivateNetwork,
         responseMaxSize: limits.maxSize,
         // The library's timeout ends a stream that is alive, and cannot be told
@@ -176,27 +190,72 @@ function withoutTimeouts(): Fetch {
   }
 }
 
+const FORBIDDEN_NAMES = new Set(DEFAULT_FORBIDDEN_DOMAIN_NAMES)
+
+/** @returns why a URL is not asked, as far as it tells by itself */
+function checkPublic(url: URL): string | undefined {
+  return (
+    checkProtocolPolicy(url, { 'https:': { allowCustomPort: false } }) ??
+    checkForbiddenDomainNamePolicy(url, FORBIDDEN_NAMES) ??
+    checkPublicAddress(url)
+  )
+}
+
 /**
  * Takes the place of the connections of `@atproto-labs/fetch-node`, whose guard
  * knows fewer addresses that are not public. Each hop of a redirect is held to
  * what the first is held to.
  */
 function publicOnly(): Fetch {
-  const forbidden = new Set(DEFAULT_FORBIDDEN_DOMAIN_NAMES)
   const fetch = safeDispatchFetchWrap({
     fetch: withoutTimeouts(),
-    checkUrl: (url) =>
-      checkProtocolPolicy(url, { 'https:': { allowCustomPort: false } }) ??
-      checkForbiddenDomainNamePolicy(url, forbidden) ??
-      checkPublicAddress(url),
+    checkUrl: checkPublic,
     lookup: publicLookup,
   })
-  return (input, init) => {
-    const { dispatcher: _dispatcher, ...rest } = init as RequestInit & {
-      dispatcher?: unknown
-    }
-    return fetch(input, rest)
+  return (input, init) => fetch(input, withoutDispatcher(init))
+}
+
+/**
+ * Sends requests through the proxies of this process, if it has any, and else
+ * as `direct` does.
+ *
+ * @param check - tells why a URL is not asked; names are looked up as well
+ */
+function throughProxies(
+  direct: Fetch,
+  check: typeof checkPublic | undefined
+): Fetch {
+  const refuse = (url: URL, reason: string) => {
+    const cause = new Error(`Blocked by url policy (${url.origin}): ${reason}`)
+    throw new TypeError('fetch failed', { cause })
   }
+  return (input, init) => {
+    // The connections of the library, which go to the host itself.
+    const { dispatcher } = Object(init) as { dispatcher?: unknown }
+    if (!hasProxies()) return direct(input, init)
+    const fetch = byHops(async (request) => {
+      const url = new URL(request.url)
+      if (!isProxied(url)) {
+        return direct(request, {
+          redirect: 'manual',
+          dispatcher,
+        } as RequestInit)
+      }
+      if (check) {
+        const reason = check(url) ?? (await checkPublicName(url.hostname))
+        if (reason !== undefined) refuse(url, reason)
+      }
+      return globalThis.fetch(request, { redirect: 'manual' })
+    })
+    return fetch(input, withoutDispatcher(init))
+  }
+}
+
+function withoutDispatcher(init: RequestInit | undefined): RequestInit {
+  const { dispatcher: _dispatcher, ...rest } = { ...init } as RequestInit & {
+    dispatcher?: unknown
+  }
+  return rest
 }
 
 function withLimits(fetch: Fetch, limits: Limits, userAgent?: string): Fetch {
@@ -325,7 +384,8 @@ function measureRate({ leastRate = 0, rateWindow = 0 }: Limits) {
   }
 }
 
-function toBackupError(cause: unknown, { host }: URL): BackupError {
+function toBackupError(cause: unknown, url: URL): BackupError {
+  const { host } = url
   if (cause instanceof BackupError) return cause
   const messages = []
   for (let error = cause; error instanceof Error; error = error.cause) {
@@ -342,7 +402,7 @@ function toBackupError(cause: unknown, { host }: URL): BackupError {
     messages.push(error.message)
   }
   return new HostError(
-    `${host} did not answer (${printable(messages.at(-1) ?? String(cause))}). Try again later.`,
+    `${host} did not answer (${printable(messages.at(-1) ?? String(cause))}). Try again later${proxyHint(url)}.`,
     { cause }
   )
 }

@@ -1,17 +1,12 @@
 import { z } from 'zod'
 import { HostError } from '../backup/errors.ts'
 import type { CallOptions } from '../backup/interface.ts'
+import { retryAfter } from '../backup/retry-after.ts'
 import { printable, printableError } from './printable.ts'
 import type { Fetch } from './safe-fetch.ts'
 
 /** What is read of an error's body: at most so many bytes and milliseconds. */
 const ERROR_BODY = { maxSize: 8192, timeout: 5000 }
-
-/** A day: what a host may at most make us wait, in seconds. */
-const MAX_RETRY_AFTER = 86_400
-
-/** Seconds from which on a number is a point in time: the year 2001. */
-const UNIX_TIME = 1e9
 
 const errorSchema = z.object({
   error: z.string(),
@@ -140,25 +135,4 @@ async function readStart(response: Response): Promise<string> {
     await reader?.cancel()
   }
   return text
-}
-
-/**
- * When the next request is welcome. Both headers may tell seconds from now or
- * a point in time: `Retry-After` as a date, `RateLimit-Reset` as seconds of
- * Unix time, as hosts of accounts do.
- *
- * @returns seconds, 0 to a day; nothing if the headers do not tell
- * @see https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
- */
-export function retryAfter(headers: Headers): number | undefined {
-  const value = headers.get('retry-after') ?? headers.get('ratelimit-reset')
-  if (!value) return undefined
-  const now = Date.now() / 1000
-  const seconds = !/^\d+$/.test(value)
-    ? Math.ceil(Date.parse(value) / 1000 - now)
-    : Number(value) < UNIX_TIME
-      ? Number(value)
-      : Math.ceil(Number(value) - now)
-  if (Number.isNaN(seconds)) return undefined
-  return Math.min(Math.max(seconds, 0), MAX_RETRY_AFTER)
 }

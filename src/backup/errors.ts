@@ -117,6 +117,16 @@ export class SpaceUnauthorizedError extends BackupError {
 export class GatewayError extends BackupError {
   override readonly name = 'GatewayError'
   override readonly retryable = true
+  /** Seconds until a gateway wants to be asked again, if one said so. */
+  readonly retryAfter: number | undefined
+
+  constructor(
+    message: string,
+    { retryAfter, ...options }: ErrorOptions & { retryAfter?: number } = {}
+  ) {
+    super(message, options)
+    this.retryAfter = retryAfter
+  }
 }
 
 /** The clock did not take the event. */

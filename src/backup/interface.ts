@@ -195,6 +195,8 @@ export interface ShardSlice {
  * @throws {@link GatewayError} when no gateway gives a true answer
  */
 export interface SpaceReader extends BlockFetcher {
+  get(link: UnknownLink, options?: CallOptions): Promise<Block | undefined>
+
   /** Remembers blocks that were just put into the Space, to read them sooner. */
   keep(blocks: Block[]): void
 

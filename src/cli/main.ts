@@ -4,7 +4,7 @@
  * @packageDocumentation
  */
 import { Command, CommanderError } from 'commander'
-import { PACKAGE } from '../node/index.ts'
+import { PACKAGE, ProxyError, useProxies } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
 import { createAuthorizationsCommand } from './commands/authorizations.ts'
 import { createAuthorizeCommand } from './commands/authorize.ts'
@@ -72,13 +72,18 @@ export async function runProcess(process: NodeJS.Process): Promise<void> {
     if (error.code !== 'EPIPE') throw error
     interrupt.abort(error)
   })
-  process.exitCode = await main({
-    argv: process.argv.slice(2),
-    env: process.env,
-    stdout: process.stdout,
-    stderr: process.stderr,
-    signal: interrupt.signal,
-  })
+  const { env, stdout, stderr } = process
+  const { signal } = interrupt
+  const io: Io = { argv: process.argv.slice(2), env, stdout, stderr, signal }
+  try {
+    useProxies(env, {
+      onWarning: (message) => printLine(stderr, `warning: ${message}`),
+    })
+  } catch (error) {
+    process.exitCode = report(io, error)
+    return
+  }
+  process.exitCode = await main(io)
 }
 
 function createProgram(io: Io, onFailed: () => void): Command {
@@ -103,7 +108,11 @@ Example:
   $ bluesky-backups login alice@example.com
   $ bluesky-backups space create bluesky
   $ bluesky-backups backup run alice.bsky.social --here
-  $ bluesky-backups backup export latest --out ./alice`
+  $ bluesky-backups backup export latest --out ./alice
+
+Environment:
+  HTTP_PROXY, HTTPS_PROXY  proxies that requests go through
+  NO_PROXY                 hosts that are asked directly, as in .example.com,10.0.0.1`
     )
   for (const create of [
     createLoginCommand,
@@ -147,7 +156,9 @@ function report(io: Io, error: unknown): number {
   else printLine(io.stderr, `error: ${readable(error, message)}`)
   if (io.argv.includes('--verbose')) printStacks(io, error)
   if (interrupted) return INTERRUPTED
-  return error instanceof UsageError || error instanceof ConfigError
+  return error instanceof UsageError ||
+    error instanceof ConfigError ||
+    error instanceof ProxyError
     ? WRONG_USAGE
     : FAILED
 }

@@ -15,10 +15,11 @@ import { createClock } from '../client/clock.ts'
 import {
   connect,
   discover,
+  ServiceUnreachableError,
   type Connection,
   type ServiceInfo,
 } from '../client/index.ts'
-import { createNativeSha256 } from '../node/index.ts'
+import { createNativeSha256, proxyHint } from '../node/index.ts'
 import { createCourier, type Courier } from '../service/courier.ts'
 import { openStores, type Stores } from '../stores/index.ts'
 import { createSpaceReader, type Fetch } from '../storacha/index.ts'
@@ -33,6 +34,9 @@ import { refused } from './service.ts'
 
 /** Milliseconds that a service may take for an answer. */
 const SERVICE_TIMEOUT = 60_000
+
+/** Milliseconds that a gateway may want to be left alone without a word to the user. */
+const SHORT_PAUSE = 5_000
 
 /** A Space by its DID. */
 export type SpaceDID = `did:key:${string}`
@@ -158,7 +162,14 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
     return findService(config.serviceUrl)
   }
   const findService = async (url: URL) => {
-    const info = await discover(url, { fetch: askingFetch })
+    const info = await discover(url, { fetch: askingFetch }).catch(
+      (cause: unknown) => {
+        if (!(cause instanceof ServiceUnreachableError)) throw cause
+        throw new ServiceUnreachableError(`${cause.message}${proxyHint(url)}`, {
+          cause,
+        })
+      }
+    )
     const connection = connect({ url, did: info.did, fetch: askingFetch })
     return { url, info, connection }
   }
@@ -197,6 +208,14 @@ export async function openSession(io: Io, flags: Flags): Promise<Session> {
       gateways: config.gatewayUrls,
       fetch: fetch.stream,
       createSha256: createNativeSha256,
+      onPause: ({ gateway, wait }) => {
+        if (wait >= SHORT_PAUSE) {
+          warn(
+            `${gateway} wants fewer requests; waiting ${Math.ceil(wait / 1000)} seconds`
+          )
+        }
+      },
+      signal: io.signal,
     }),
     stores: () => (stores ??= openOwnStores()),
     courier,

@@ -1,3 +1,4 @@
+import { proxyHint } from '../node/index.ts'
 import { UploadServiceError } from './errors.ts'
 import type { Session } from './session.ts'
 
@@ -22,7 +23,7 @@ export async function askUploadService<T>(
     signal.throwIfAborted()
     const message = cause instanceof Error ? cause.message : String(cause)
     throw new UploadServiceError(
-      `${doing} failed at the upload service ${config.uploadServiceUrl.origin}: ${firstLine(message)}; check that it runs and that --upload-service-url and --upload-service-did are right`,
+      `${doing} failed at the upload service ${config.uploadServiceUrl.origin}: ${firstLine(message)}; check that it runs and that --upload-service-url and --upload-service-did are right${proxyHint(config.uploadServiceUrl)}`,
       { cause }
     )
   }

@@ -2,6 +2,7 @@ import { Message } from '@ucanto/core'
 import type { IssuedInvocationView } from '@ucanto/interface'
 import { CAR } from '@ucanto/transport'
 import { base64url } from 'multiformats/bases/base64'
+import { webTime } from '../backup/web-time.ts'
 import { send, ServiceUnreachableError, type Connection } from './connection.ts'
 
 /** Seconds for which a service is allowed to tell, until it is asked anew. */
@@ -118,7 +119,7 @@ export async function* watchEvents(
     }
     const { minDelay, maxDelay } = reconnect
     const delay = Math.min(maxDelay, minDelay * 2 ** failures)
-    await sleep(delay * (0.5 + Math.random() / 2), signal)
+    await webTime.sleep(delay * (0.5 + Math.random() / 2), signal)
   }
 }
 
@@ -218,19 +219,4 @@ function parse(text: string): unknown {
   } catch (cause) {
     throw meaningless(cause)
   }
-}
-
-function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const end = () => {
-      clearTimeout(timer)
-      reject(signal?.reason as Error)
-    }
-    const timer = setTimeout(() => {
-      signal?.removeEventListener('abort', end)
-      resolve()
-    }, ms)
-    if (signal?.aborted) end()
-    else signal?.addEventListener('abort', end, { once: true })
-  })
 }

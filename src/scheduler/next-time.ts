@@ -7,6 +7,12 @@
  *   account;
  * - `cron` keeps its minute, and is due within it, by the Space and the account.
  *
+ * `cron` with every hour of the day follows the hours that pass. Any other
+ * `cron` follows the clock on the wall: when clocks go forward, a time that they
+ * skip is due at the first moment after it, or in the last minute of its day if
+ * they skip the rest of the day; when they go back, a time that they show twice
+ * is due at the first.
+ *
  * What was missed is made up for once: the next time is always after the moment
  * that it is asked for.
  *
@@ -14,8 +20,10 @@
  */
 import { createHash } from 'node:crypto'
 import { Cron, CronPattern } from 'croner'
+import { LRUCache } from 'lru-cache'
 import type { Rhythm, Schedule } from '../stores/index.ts'
 import { InvalidRhythmError } from './errors.ts'
+import { latestShown, momentOf } from './wall-time.ts'
 
 const MINUTE = 60_000
 const HOUR = 60 * MINUTE
@@ -32,6 +40,9 @@ const LONGEST_WAIT = 366 * DAY
 
 const FIELDS = /^[\dA-Za-z*,/#-]+( +[\dA-Za-z*,/#-]+){4}$/
 const MAX_CRON_LENGTH = 500
+/** Cron expressions that are kept parsed: to parse one takes a tenth of a millisecond. */
+const MAX_PARSED = 1_000
+
 const ZONE = /^[A-Za-z][A-Za-z0-9_+/-]{0,63}$/
 
 /** Seconds between two runs. */
@@ -120,7 +131,7 @@ export function nextTime(
     return anchor + (Math.floor((after - anchor) / interval) + 1) * interval
   }
   const delay = spread(space, account, CRON_SPREAD)
-  const minute = nextMinute(parseCron(rhythm), after - delay)
+  const minute = parseCron(rhythm).nextMinute(after - delay)
   if (minute === undefined) throw neverDue(rhythm.cron)
   return minute + delay
 }
@@ -141,8 +152,8 @@ function checkCron(
   now: number,
   { minimum }: RhythmLimits
 ): void {
-  const cron = parseCron(rhythm)
-  const gap = shortestGap(rhythm.cron)
+  const { nextMinute, pattern } = parseCron(rhythm)
+  const gap = shortestGap(pattern)
   if (gap < minimum) {
     throw new InvalidRhythmError(
       `"${rhythm.cron}" makes backups ${gap} seconds after one another; at least ${minimum} seconds must lie between them`
@@ -151,7 +162,7 @@ function checkCron(
   // Twice: what comes on leap days only may come tomorrow.
   let last = now
   for (let times = 0; times < 2; times += 1) {
-    const next = nextMinute(cron, last)
+    const next = nextMinute(last)
     if (next === undefined || next - last > LONGEST_WAIT) {
       throw neverDue(rhythm.cron)
     }
@@ -159,13 +170,54 @@ function checkCron(
   }
 }
 
-function parseCron({ cron, timezone }: { cron: string; timezone: string }) {
+/** A cron expression that was checked. */
+interface Times {
+  pattern: CronPattern
+  /**
+   * @param after - Unix milliseconds
+   * @returns Unix milliseconds, later than `after`; nothing if there is no time
+   */
+  nextMinute: (after: number) => number | undefined
+}
+
+const parsed = new LRUCache<string, Times>({ max: MAX_PARSED })
+
+function parseCron(rhythm: { cron: string; timezone: string }): Times {
+  const key = `${rhythm.timezone} ${rhythm.cron}`
+  const times = parsed.get(key) ?? parseAnew(rhythm)
+  parsed.set(key, times)
+  return times
+}
+
+function parseAnew({
+  cron,
+  timezone,
+}: {
+  cron: string
+  timezone: string
+}): Times {
   const zone = parseZone(timezone)
   if (cron.length > MAX_CRON_LENGTH || !FIELDS.test(cron)) {
     throw notCron(cron)
   }
   try {
-    return new Cron(cron, { mode: '5-part', timezone: zone, paused: true })
+    const pattern = new CronPattern(cron, undefined, { mode: '5-part' })
+    const isHourly = pattern.hour.every((inHour) => inHour)
+    const calendar = new Cron(cron, {
+      mode: '5-part',
+      timezone: isHourly ? zone : 'UTC',
+      paused: true,
+    })
+    const next = (after: number) => calendar.nextRun(new Date(after))?.getTime()
+    if (isHourly) return { pattern, nextMinute: next }
+    return {
+      pattern,
+      nextMinute(after) {
+        // The calendar has no zone: its times are those on the wall.
+        const shown = next(latestShown(zone, after))
+        return shown === undefined ? undefined : momentOf(zone, shown)
+      },
+    }
   } catch (cause) {
     throw notCron(cron, cause)
   }
@@ -186,14 +238,8 @@ function parseZone(timezone: string): string {
   )
 }
 
-/** @returns Unix milliseconds; later than `after`, by more than nothing */
-function nextMinute(cron: Cron, after: number): number | undefined {
-  return cron.nextRun(new Date(after))?.getTime()
-}
-
 /** Seconds between two times of a day, or of a day and the next. */
-function shortestGap(cron: string): number {
-  const { minute, hour } = new CronPattern(cron, undefined, { mode: '5-part' })
+function shortestGap({ minute, hour }: CronPattern): number {
   const times: number[] = []
   for (const [hours, inHour] of hour.entries()) {
     if (!inHour) continue

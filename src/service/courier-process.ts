@@ -8,6 +8,7 @@
 // No index of a folder: somebody waits for this process to be there.
 import { limited } from '../atproto/limited.ts'
 import { createSafeFetch, type SafeFetch } from '../atproto/safe-fetch.ts'
+import { useProxies } from '../node/proxies.ts'
 import { systemTime } from '../node/time.ts'
 import type { RefreshAnswer } from './answer.ts'
 import type {
@@ -38,6 +39,8 @@ async function load() {
   ])
   return { sealAnswer, openStores }
 }
+
+useProxies(process.env)
 
 // Its sender tells it when to go, by going.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {

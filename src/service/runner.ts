@@ -4,6 +4,7 @@ import { CAR } from '@ucanto/transport'
 import type { Logger } from 'pino'
 import {
   BackupError,
+  GatewayError,
   HostUnavailableError,
   runBackup,
   type AuthorizationJournal,
@@ -31,7 +32,7 @@ import type { PipelineContext } from './context.ts'
 import type { GrantKeeper } from './grants.ts'
 import { createJournal } from './journal.ts'
 import { createPrivateContext } from './private.ts'
-import { openReader, openSpace } from './space.ts'
+import { abortable, openReader, openSpace } from './space.ts'
 import { reportOf, type RunReport } from './run-report.ts'
 
 /** Errors that a run ends with as they are; others are for the log alone. */
@@ -407,7 +408,7 @@ export function startRunner(context: RunnerContext): Runner {
               return identity
             },
           },
-          reader,
+          reader: abortable(reader, signal),
           journal: (account) => createJournal(stores.journal, space, account),
           ...(grants
             ? {
@@ -445,7 +446,9 @@ export function startRunner(context: RunnerContext): Runner {
           error: {
             name,
             message,
-            ...(error instanceof HostUnavailableError
+            ...((error instanceof HostUnavailableError ||
+              error instanceof GatewayError) &&
+            error.retryAfter !== undefined
               ? { retryAfter: error.retryAfter }
               : {}),
           },

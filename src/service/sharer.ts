@@ -1,6 +1,5 @@
 import type { Delegation, Result, Signer } from '@ucanto/interface'
 import type { Logger } from 'pino'
-import { orAbort } from '../atproto/or-abort.ts'
 import { BlockOverlay } from '../backup/block-overlay.ts'
 import {
   AgentNotAuthorizedError,
@@ -9,7 +8,6 @@ import {
   shareParts,
   SpaceUnauthorizedError,
   type BackupLimits,
-  type SpaceReader,
   type Time,
 } from '../backup/index.ts'
 import type { Authorization } from '../capabilities/index.ts'
@@ -24,7 +22,12 @@ import {
 } from '../space/index.ts'
 import { RateLimitedError } from './errors.ts'
 import { failure } from './invocation.ts'
-import { openReader, openSpace, type SpacesContext } from './space.ts'
+import {
+  abortable,
+  openReader,
+  openSpace,
+  type SpacesContext,
+} from './space.ts'
 
 /** What one call may take. Times in milliseconds. */
 export interface SharerPolicy {
@@ -167,21 +170,6 @@ export function createSharer(context: SharerContext): Sharer {
     async stop() {
       stopping.abort()
       await Promise.all(active.values())
-    },
-  }
-}
-
-/** A gateway that hangs must not keep whoever waits for the answer. */
-function abortable(reader: SpaceReader, signal: AbortSignal): SpaceReader {
-  return {
-    keep: (blocks) => reader.keep(blocks),
-    async get(link) {
-      signal.throwIfAborted()
-      return orAbort(reader.get(link), signal)
-    },
-    async getShardRange(shard, range) {
-      signal.throwIfAborted()
-      return orAbort(reader.getShardRange(shard, range, { signal }), signal)
     },
   }
 }

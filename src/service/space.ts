@@ -1,4 +1,6 @@
 import type { Delegation, Signer } from '@ucanto/interface'
+import type { Logger } from 'pino'
+import { orAbort } from '../atproto/or-abort.ts'
 import type { Clock, SpaceReader, SpaceWriter } from '../backup/index.ts'
 import { createClock } from '../client/clock.ts'
 import type { Connection } from '../client/connection.ts'
@@ -52,9 +54,33 @@ export function openReader({
   gateways,
   foreignFetch: fetch,
   createSha256,
-}: Pick<
-  SpacesContext,
-  'gateways' | 'foreignFetch' | 'createSha256'
->): SpaceReader {
-  return createSpaceReader({ gateways, fetch, createSha256 })
+  logger,
+}: Pick<SpacesContext, 'gateways' | 'foreignFetch' | 'createSha256'> & {
+  logger: Logger
+}): SpaceReader {
+  return createSpaceReader({
+    gateways,
+    fetch,
+    createSha256,
+    onPause: ({ gateway, wait }) =>
+      logger.info({ gateway, wait }, 'a gateway wants fewer requests'),
+  })
+}
+
+/** The same reader; what it is asked for ends with the signal. */
+export function abortable(
+  reader: SpaceReader,
+  signal: AbortSignal
+): SpaceReader {
+  return {
+    keep: (blocks) => reader.keep(blocks),
+    async get(link) {
+      signal.throwIfAborted()
+      return orAbort(reader.get(link, { signal }), signal)
+    },
+    async getShardRange(shard, range) {
+      signal.throwIfAborted()
+      return orAbort(reader.getShardRange(shard, range, { signal }), signal)
+    },
+  }
 }

@@ -218,7 +218,7 @@ export async function startService(
       directory: config.plcUrl,
     }),
   })
-  const reader = openReader(pipeline)
+  const reader = openReader({ ...pipeline, logger })
   const grants =
     oauth &&
     createGrantKeeper({

@@ -3,6 +3,8 @@ import type { ConnectionView, Principal } from '@ucanto/interface'
 import { CAR, HTTP } from '@ucanto/transport'
 import { DID } from '@ucanto/core'
 import pRetry, { AbortError } from 'p-retry'
+import { retryAfter } from '../backup/retry-after.ts'
+import { webTime } from '../backup/web-time.ts'
 
 export type Fetch = typeof globalThis.fetch
 
@@ -11,7 +13,10 @@ export interface RetryPolicy {
   retries: number
   /** Milliseconds before the first repetition; doubles each time. */
   minDelay: number
-  /** Milliseconds one try may take. */
+  /**
+   * Milliseconds that one try may take, and that the service may ask us to wait
+   * before the next.
+   */
   timeout: number
   /** Milliseconds to wait for a receipt of work that is under way. */
   receiptTimeout: number
@@ -72,7 +77,7 @@ export function connectUploadService(
       })
       if (TRANSIENT_STATUS.has(response.status)) {
         await response.body?.cancel()
-        throw new TransientResponseError(response.status, urlOf(input))
+        throw new TransientResponseError(response, urlOf(input))
       }
       return response
     }
@@ -90,7 +95,12 @@ export function connectUploadService(
         retries: policy.retries,
         minTimeout: policy.minDelay,
         randomize: true,
-        shouldRetry: () => !signal?.aborted,
+        shouldRetry: ({ error }) =>
+          !signal?.aborted && waitOf(error) <= policy.timeout,
+        onFailedAttempt: ({ error, retriesLeft }) =>
+          retriesLeft > 0 && waitOf(error) <= policy.timeout
+            ? webTime.sleep(waitOf(error), signal)
+            : undefined,
       }
     )
   }
@@ -132,11 +142,21 @@ export function connectUploadService(
 export class TransientResponseError extends Error {
   override readonly name = 'TransientResponseError'
   readonly status: number
+  /** Seconds until the next request is welcome, if the answer said so. */
+  readonly retryAfter: number | undefined
 
-  constructor(status: number, url: string) {
+  constructor({ status, headers }: Response, url: string) {
     super(`${new URL(url).origin} answered with status ${status}`)
     this.status = status
+    this.retryAfter = retryAfter(headers)
   }
+}
+
+/** @returns milliseconds that a service asked us to wait, 0 if it did not */
+function waitOf(error: Error): number {
+  return error instanceof TransientResponseError
+    ? (error.retryAfter ?? 0) * 1000
+    : 0
 }
 
 function urlOf(input: Parameters<Fetch>[0]): string {

@@ -5,11 +5,14 @@ import { bytesEqual, concat } from '../backup/bytes.ts'
 import { GatewayError } from '../backup/errors.ts'
 import type {
   Block,
+  CallOptions,
   ShardRef,
   SpaceReader,
   UnknownLink,
 } from '../backup/interface.ts'
+import { retryAfter } from '../backup/retry-after.ts'
 import { digestOf, type CreateSha256 } from '../backup/sha256.ts'
+import { webTime } from '../backup/web-time.ts'
 import type { Fetch } from './connection.ts'
 
 const CAR_CODE = 0x0202
@@ -21,6 +24,22 @@ const MAX_BLOCK_SIZE = 4 * 1024 * 1024
 const CACHE_SIZE = 64 * 1024 * 1024
 const TRIES_PER_GATEWAY = 2
 const REQUEST_TIMEOUT = 60_000
+/** Milliseconds that one read waits for gateways that want fewer requests, at most. */
+const PATIENCE = 120_000
+/** Milliseconds to wait for a gateway that wants fewer requests and says no more. */
+const PAUSE = 1_000
+/** Milliseconds over which those that wait for the same gateway come back. */
+const SPREAD = 250
+/** Places of which is remembered that they want fewer requests. */
+const MAX_PAUSED = 1_000
+
+/** A gateway wants fewer requests, and those who read from it wait. */
+export interface GatewayPause {
+  /** Origin of the gateway. */
+  gateway: string
+  /** Milliseconds until it is asked again. */
+  wait: number
+}
 
 export interface SpaceReaderOptions {
   /** Base URLs of trustless gateways, tried in this order. */
@@ -29,11 +48,29 @@ export interface SpaceReaderOptions {
   createSha256: CreateSha256
   /** Memory for blocks that were read, in bytes. */
   cacheSize?: number
+  /** Called once for each pause. */
+  onPause?: (pause: GatewayPause) => void
+  /** Ends what waits; a call may bring a signal of its own. */
+  signal?: AbortSignal
+}
+
+/** A gateway wants fewer requests. */
+class LimitedError extends Error {
+  override readonly name = 'LimitedError'
+  /** Milliseconds until it may be asked again. */
+  readonly wait: number
+
+  constructor(message: string, wait: number) {
+    super(message)
+    this.wait = wait
+  }
 }
 
 /**
  * Reads blocks through trustless gateways. What a gateway gives is checked:
- * one that lies, fails or has nothing is passed over for the next.
+ * one that lies, fails or has nothing is passed over for the next. One that
+ * wants fewer requests is left alone for as long as it says, by all that read
+ * here, and waited for if no other has what is read.
  *
  * @see https://specs.ipfs.tech/http-gateways/trustless-gateway/
  */
@@ -42,17 +79,36 @@ export function createSpaceReader({
   fetch,
   createSha256,
   cacheSize = CACHE_SIZE,
+  onPause,
+  signal: ending,
 }: SpaceReaderOptions): SpaceReader {
+  /** By origin, when it may be asked again, by a clock that nobody sets. */
+  const paused = new LRUCache<string, number>({ max: MAX_PAUSED })
   const cache = new LRUCache<string, Uint8Array>({
     maxSize: cacheSize,
     sizeCalculation: (bytes) => bytes.length + 256,
   })
+
+  /** @returns milliseconds, 0 if the gateway may be asked */
+  const pauseOf = ({ origin }: URL): number =>
+    Math.max(0, (paused.get(origin) ?? 0) - performance.now())
+
+  const pause = (url: URL, wait: number) => {
+    const { origin } = url
+    const left = pauseOf(url)
+    if (wait > left) paused.set(origin, performance.now() + wait)
+    if (left === 0) onPause?.({ gateway: origin, wait })
+  }
 
   const request = async (
     url: URL,
     range: { offset: number; length: number } | undefined,
     signal: AbortSignal | undefined
   ): Promise<Uint8Array | undefined> => {
+    const rest = pauseOf(url)
+    if (rest > 0) {
+      throw new LimitedError(`${url.origin} wants fewer requests`, rest)
+    }
     const signals = [AbortSignal.timeout(REQUEST_TIMEOUT), signal]
     const response = await fetch(url, {
       redirect: 'follow',
@@ -70,6 +126,17 @@ export function createSpaceReader({
       await response.body?.cancel()
       return undefined
     }
+    const { status, headers } = response
+    const wanted = retryAfter(headers)
+    if (status === 429 || (status === 503 && wanted !== undefined)) {
+      await response.body?.cancel()
+      const wait = Math.max(PAUSE, (wanted ?? 0) * 1000)
+      pause(url, wait)
+      throw new LimitedError(
+        `${url.origin} answered with status ${status} and wants to be asked again in ${wait / 1000} seconds`,
+        wait
+      )
+    }
     if (!response.ok) {
       await response.body?.cancel()
       throw new Error(`${url.origin} answered with status ${response.status}`)
@@ -84,10 +151,16 @@ export function createSpaceReader({
     what: string,
     range: { offset: number; length: number } | undefined,
     accept: (bytes: Uint8Array) => boolean,
-    signal: AbortSignal | undefined
+    given: AbortSignal | undefined
   ): Promise<Uint8Array | undefined> => {
     const failures: unknown[] = []
-    for (let attempt = 0; attempt < TRIES_PER_GATEWAY; attempt++) {
+    const signals = [ending, given].filter((each) => each !== undefined)
+    const signal = AbortSignal.any(signals)
+    let patience = PATIENCE
+    let soonest = Infinity
+    for (let tries = 0; tries < TRIES_PER_GATEWAY;) {
+      soonest = Infinity
+      failures.length = 0
       for (const url of urls) {
         try {
           const bytes = await request(url, range, signal)
@@ -97,11 +170,22 @@ export function createSpaceReader({
             `${url.origin} sent bytes that are not those of ${what}`
           )
         } catch (error) {
-          signal?.throwIfAborted()
+          signal.throwIfAborted()
           failures.push(error)
+          if (error instanceof LimitedError) {
+            soonest = Math.min(soonest, error.wait)
+          }
         }
       }
       if (failures.length === 0) return undefined
+      if (soonest === Infinity) {
+        tries++
+        continue
+      }
+      const wait = soonest + Math.random() * SPREAD
+      if (wait > patience) break
+      patience -= wait
+      await webTime.sleep(wait, signal)
     }
     throw new GatewayError(
       `no gateway gave ${what}; try again later, or name another gateway (${failures
@@ -110,7 +194,12 @@ export function createSpaceReader({
         )
         .join('; ')
         .slice(0, 500)})`,
-      { cause: new AggregateError(failures) }
+      {
+        cause: new AggregateError(failures),
+        ...(soonest === Infinity
+          ? {}
+          : { retryAfter: Math.ceil(soonest / 1000) }),
+      }
     )
   }
 
@@ -128,7 +217,10 @@ export function createSpaceReader({
       for (const { cid, bytes } of blocks) remember(cid.multihash, bytes)
     },
 
-    async get(link: UnknownLink): Promise<Block | undefined> {
+    async get(
+      link: UnknownLink,
+      { signal }: CallOptions = {}
+    ): Promise<Block | undefined> {
       const { multihash } = link
       const block = (bytes: Uint8Array) => ({
         cid: link as Block['cid'],
@@ -148,7 +240,7 @@ export function createSpaceReader({
         `the block ${link}`,
         undefined,
         (given) => bytesEqual(digestOf(createSha256, given), multihash.digest),
-        undefined
+        signal
       )
       if (!bytes) return undefined
       remember(multihash, bytes)

@@ -10,87 +10,8 @@ import { gzipSync } from 'node:zlib'
 import { createSafeFetch } from '../../src/atproto/safe-fetch.ts'
 import type { SafeFetchOptions } from '../../src/atproto/safe-fetch.ts'
 import { ForbiddenAddressError, HostError } from '../../src/backup/errors.ts'
+import { FORBIDDEN, FORBIDDEN_ANSWERS } from './forbidden.ts'
 import { startServer, type TestServer } from './network.ts'
-
-const FORBIDDEN = [
-  ['loopback', 'https://127.0.0.1/'],
-  ['loopback, not the first', 'https://127.8.8.8/'],
-  ['loopback in short form', 'https://127.1/'],
-  ['loopback as decimal number', 'https://2130706433/'],
-  ['loopback as octal number', 'https://0177.0.0.1/'],
-  ['loopback as hex number', 'https://0x7f000001/'],
-  ['loopback in mixed forms', 'https://0x7f.0.0.01/'],
-  ['loopback in fullwidth digits', 'https://１２７.0.0.1/'],
-  ['loopback with a trailing dot', 'https://127.0.0.1./'],
-  ['loopback of IPv6', 'https://[::1]/'],
-  ['loopback of IPv6, written out', 'https://[0:0:0:0:0:0:0:1]/'],
-  ['loopback mapped into IPv6', 'https://[::ffff:127.0.0.1]/'],
-  ['loopback mapped into IPv6, in hex', 'https://[::ffff:7f00:1]/'],
-  ['loopback translated by NAT64', 'https://[64:ff9b::7f00:1]/'],
-  ['loopback tunneled by 6to4', 'https://[2002:7f00:1::]/'],
-  [
-    'loopback translated by NAT64, written out',
-    'https://[64:ff9b::127.0.0.1]/',
-  ],
-  ['loopback translated by a local NAT64', 'https://[64:ff9b:1::7f00:1]/'],
-  ['loopback translated by SIIT', 'https://[::ffff:0:127.0.0.1]/'],
-  ['loopback compatible with IPv4', 'https://[::127.0.0.1]/'],
-  ['loopback compatible with IPv4, in hex', 'https://[::7f00:1]/'],
-  ['metadata compatible with IPv4', 'https://[::169.254.169.254]/'],
-  ['private network compatible with IPv4', 'https://[::a00:1]/'],
-  ['Teredo', 'https://[2001::53aa:64c:0:0:f5ff:fffe]/'],
-  ['loopback by ISATAP', 'https://[2606:4700::5efe:127.0.0.1]/'],
-  [
-    'loopback by ISATAP, globally unique',
-    'https://[2606:4700::200:5efe:7f00:1]/',
-  ],
-  ['IPv6 that nobody has', 'https://[4000::1]/'],
-  ['unspecified address', 'https://0.0.0.0/'],
-  ['unspecified address of IPv6', 'https://[::]/'],
-  ['localhost', 'https://localhost/'],
-  ['localhost in capitals', 'https://LOCALHOST/'],
-  ['below localhost', 'https://pds.localhost/'],
-  ['name without a dot', 'https://metadata/'],
-  ['local name', 'https://printer.local/'],
-  ['private network 10', 'https://10.0.0.1/'],
-  ['private network 172.16', 'https://172.16.0.1/'],
-  ['private network 192.168', 'https://192.168.1.1/'],
-  ['shared address space', 'https://100.64.0.1/'],
-  ['link-local, cloud metadata', 'https://169.254.169.254/latest/meta-data/'],
-  ['link-local of IPv6', 'https://[fe80::1]/'],
-  ['unique local of IPv6', 'https://[fd00::1]/'],
-  ['multicast', 'https://224.0.0.1/'],
-  ['broadcast', 'https://255.255.255.255/'],
-  ['reserved', 'https://240.0.0.1/'],
-  ['benchmarking', 'https://198.18.0.1/'],
-  ['plain http', 'http://93.184.215.14/'],
-  ['another port', 'https://93.184.215.14:22/'],
-  ['user name and password', 'https://good.host:secret@127.0.0.1/'],
-  ['user name', 'https://good.host@93.184.215.14/'],
-  ['file', 'file:///etc/passwd'],
-  ['data', 'data:text/plain,hello'],
-  ['ftp', 'ftp://93.184.215.14/'],
-] as const
-
-/** As name servers answer. */
-const FORBIDDEN_ANSWERS = [
-  '10.0.0.1',
-  '127.0.0.1',
-  '169.254.169.254',
-  '::1',
-  'fd00::1',
-  'fe80::1',
-  '::ffff:10.0.0.1',
-  '::127.0.0.1',
-  '::7f00:1',
-  '::a9fe:a9fe',
-  '64:ff9b::a00:1',
-  '64:ff9b:1::a00:1',
-  '2002:a00:1::',
-  '2001:0:53aa:64c::f5ff:fffe',
-  '2606:4700::5efe:10.0.0.1',
-  '2606:4700::200:5efe:a00:1',
-] as const
 
 const ALLOWED = [
   ['IPv4', 'https://1.1.1.1/'],

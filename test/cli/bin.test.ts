@@ -32,7 +32,15 @@ describe('bin', () => {
 
   const start = (
     argv: string[],
-    { node = process.execPath, bin = BIN } = {}
+    {
+      node = process.execPath,
+      bin = BIN,
+      environment = {},
+    }: {
+      node?: string
+      bin?: string
+      environment?: Record<string, string>
+    } = {}
   ) => {
     const child = spawn(node, [bin, ...argv], {
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -41,6 +49,7 @@ describe('bin', () => {
         HOME: folder,
         BLUESKY_BACKUPS_DATA_FOLDER: join(folder, 'data'),
         BLUESKY_BACKUPS_PORT: '0',
+        ...environment,
       },
     })
     children.push(child)
@@ -70,6 +79,24 @@ describe('bin', () => {
       },
     }
   }
+
+  it('refuses a proxy that is none, and does not repeat its password', async () => {
+    const { code, stdout, stderr } = await start(['whoami'], {
+      environment: { HTTPS_PROXY: 'socks5://user:secret@127.0.0.1:9' },
+    }).ended()
+    assert.equal(code, 2)
+    assert.match(stderr, /error: HTTPS_PROXY is not the URL of an HTTP proxy/)
+    assert.doesNotMatch(stdout + stderr, /secret/)
+  })
+
+  it('asks an upload service through the proxy, and says so where that fails', async () => {
+    const { code, stderr } = await start(
+      ['login', 'a@example.com', '--upload-service-url', 'http://up.test'],
+      { environment: { HTTP_PROXY: 'http://127.0.0.1:9' } }
+    ).ended()
+    assert.equal(code, 1)
+    assert.match(stderr, /http:\/\/up\.test.*HTTP_PROXY names.*NO_PROXY/)
+  })
 
   it('runs a command and ends with its code', async () => {
     const [whoami, wrong] = await Promise.all([

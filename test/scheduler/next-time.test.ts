@@ -207,6 +207,109 @@ describe('next times', () => {
       }
     })
 
+    const timesIn = (
+      timezone: string,
+      cron: string,
+      from: string,
+      to: string
+    ) =>
+      minutesOf(
+        timesBetween(
+          scheduleOf({ cron, timezone }),
+          Date.parse(from),
+          Date.parse(to)
+        )
+      )
+
+    it('come once on a day whose clocks skip its last hour, where they are', () => {
+      // From 23:00 to 24:00 on 28 March there is nothing in Nuuk.
+      for (const [cron, expected] of [
+        [
+          '30 23 * * *',
+          ['2026-03-28T01:30', '2026-03-29T00:59', '2026-03-30T00:30'],
+        ],
+        // On the Saturday that was asked for, not on Sunday.
+        ['30 23 * * 6', ['2026-03-29T00:59']],
+        ['0 23,0 * * 0', ['2026-03-29T01:00', '2026-03-30T00:00']],
+      ] as const) {
+        assert.deepEqual(
+          timesIn(
+            'America/Nuuk',
+            cron,
+            '2026-03-27T12:00Z',
+            '2026-03-30T12:00Z'
+          ),
+          expected
+        )
+      }
+    })
+
+    it('come at the first moment after a gap, and once for all that is in it', () => {
+      for (const [timezone, cron, from, expected] of [
+        [
+          'Europe/Berlin',
+          '*/20 2,3 * * *',
+          '2026-03-29T00:00Z',
+          ['2026-03-29T01:00', '2026-03-29T01:20', '2026-03-29T01:40'],
+        ],
+        // From 00:00 to 01:00 on 6 September there is nothing in Santiago.
+        [
+          'America/Santiago',
+          '30 0 * * *',
+          '2026-09-05T12:00Z',
+          ['2026-09-06T04:00'],
+        ],
+        // From 02:00 to 02:30 on 4 October there is nothing on Lord Howe.
+        [
+          'Australia/Lord_Howe',
+          '15 2 * * *',
+          '2026-10-03T12:00Z',
+          ['2026-10-03T15:30'],
+        ],
+      ] as const) {
+        const to = new Date(Date.parse(from) + 20 * HOUR).toISOString()
+        assert.deepEqual(timesIn(timezone, cron, from, to), expected)
+      }
+    })
+
+    it('come once a day within 26 hours, in every zone that there is', () => {
+      const zones = Intl.supportedValuesOf('timeZone')
+      let changes = 0
+      for (const timezone of zones) {
+        const wall = new Intl.DateTimeFormat('sv', {
+          timeZone: timezone,
+          dateStyle: 'short',
+          timeStyle: 'short',
+        })
+        const clockAt = (time: number) => wall.format(time).slice(11)
+        for (const year of [2026, 2031]) {
+          const end = Date.UTC(year + 1, 0, 1)
+          for (let day = Date.UTC(year, 0, 1); day < end; day += DAY) {
+            if (clockAt(day) === clockAt(day + DAY)) continue
+            changes += 1
+            for (const cron of [
+              '59 23 * * *',
+              '0 0 * * *',
+              `${changes % 60} ${changes % 24} * * *`,
+              `${changes % 60} 0-4 * * *`,
+            ]) {
+              const schedule = scheduleOf({ cron, timezone })
+              const times = timesBetween(schedule, day - 3 * DAY, day + 4 * DAY)
+              const days = times.map((time) => wall.format(time).slice(0, 10))
+              const what = `${timezone} ${cron}: ${days.join(', ')}`
+              for (const gap of gapsOf(times)) {
+                assert.ok(gap >= MINUTE && gap <= 26 * HOUR, what)
+              }
+              if (!cron.includes('-')) {
+                assert.equal(new Set(days).size, days.length, what)
+              }
+            }
+          }
+        }
+      }
+      assert.ok(zones.length > 400 && changes > 500, `${changes}`)
+    })
+
     it('come every hour that there is, whatever the clocks do', () => {
       for (const from of ['2026-03-28T12:00:30Z', '2026-10-24T12:00:30Z']) {
         const start = Date.parse(from)

@@ -54,6 +54,33 @@ describe('connection to an upload service', () => {
     assert.equal(service.requests, 3)
   })
 
+  it('waits as long as it is asked to', async () => {
+    let calls = 0
+    const service = connectTo(
+      async () =>
+        ++calls === 1
+          ? new Response('', { status: 429, headers: { 'retry-after': '1' } })
+          : new Response('fine'),
+      { policy: { timeout: 2_000 } }
+    )
+    const began = performance.now()
+    const response = await service.fetch('http://127.0.0.1:9/x')
+    assert.equal(await response.text(), 'fine')
+    assert.ok(performance.now() - began >= 990)
+  })
+
+  it('does not wait longer than a try may take', async () => {
+    const service = connectTo(
+      async () =>
+        new Response('', { status: 503, headers: { 'retry-after': '60' } })
+    )
+    await assert.rejects(service.fetch('http://127.0.0.1:9/x'), {
+      name: 'TransientResponseError',
+      retryAfter: 60,
+    })
+    assert.equal(service.requests, 1)
+  })
+
   it('does not repeat what was refused', async () => {
     const service = connectTo(async () => new Response('', { status: 403 }))
     assert.equal((await service.fetch('http://127.0.0.1:9/x')).status, 403)

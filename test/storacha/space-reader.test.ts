@@ -116,6 +116,123 @@ describe('space reader', () => {
     assert.ok(sent < 100 * MEBIBYTE)
   })
 
+  describe('and gateways that want fewer requests', () => {
+    /** Lets some requests through, and refuses those that come before it says. */
+    function limited({
+      status,
+      retryAfter,
+    }: {
+      status: number
+      retryAfter?: string
+    }): RequestListener {
+      let refused = false
+      return (_request, response) => {
+        if (refused) return void response.end(bytes)
+        refused = true
+        response
+          .writeHead(status, retryAfter ? { 'retry-after': retryAfter } : {})
+          .end('slow down')
+      }
+    }
+
+    for (const [what, answer] of [
+      ['429 and seconds', { status: 429, retryAfter: '1' }],
+      ['503 and seconds', { status: 503, retryAfter: '1' }],
+      ['429 alone', { status: 429 }],
+    ] as const) {
+      it(`a gateway that answers with ${what} is waited for`, async () => {
+        const url = await gateway(limited(answer))
+        const began = performance.now()
+        assert.deepEqual((await readerOf(url).get(link))?.bytes, bytes)
+        assert.ok(performance.now() - began >= 990)
+      })
+    }
+
+    it('a point in time is compared with the clock of the gateway', async () => {
+      let asked = 0
+      const url = await gateway((_request, response) => {
+        if (++asked > 1) return void response.end(bytes)
+        const date = Date.now() - 400 * 86_400_000
+        response
+          .writeHead(429, {
+            date: new Date(date).toUTCString(),
+            'retry-after': new Date(date + 1000).toUTCString(),
+          })
+          .end()
+      })
+      assert.deepEqual((await readerOf(url).get(link))?.bytes, bytes)
+      assert.equal(asked, 2)
+    })
+
+    it('the next gateway is asked without a wait', async () => {
+      const busy = await gateway((_request, response) => {
+        response.writeHead(429, { 'retry-after': '60' }).end()
+      })
+      const other = await gateway((_request, response) => response.end(bytes))
+      const began = performance.now()
+      assert.deepEqual((await readerOf(busy, other).get(link))?.bytes, bytes)
+      assert.ok(performance.now() - began < 900)
+    })
+
+    it('all that read from a gateway leave it alone together', async () => {
+      let asked = 0
+      const pauses: number[] = []
+      const url = await gateway((_request, response) => {
+        if (++asked > 1) return void response.end(bytes)
+        response.writeHead(429, { 'retry-after': '1' }).end()
+      })
+      const reader = createSpaceReader({
+        gateways: [url],
+        fetch: globalThis.fetch,
+        createSha256: createNativeSha256,
+        onPause: ({ wait }) => pauses.push(wait),
+      })
+      const first = reader.get(link)
+      while (asked === 0) await new Promise(setImmediate)
+      await new Promise((resolve) => setTimeout(resolve, 50))
+      const others = Array.from({ length: 10 }, () => reader.get(link))
+      await new Promise((resolve) => setTimeout(resolve, 100))
+      assert.equal(asked, 1)
+      for (const block of await Promise.all([first, ...others])) {
+        assert.deepEqual(block?.bytes, bytes)
+      }
+      assert.deepEqual(pauses, [1000])
+    })
+
+    it('one that wants to be left alone for long fails the read, and says for how long', async () => {
+      let asked = 0
+      const url = await gateway((_request, response) => {
+        asked++
+        response.writeHead(429, { 'retry-after': '600' }).end()
+      })
+      const reader = readerOf(url)
+      const refused = { name: 'GatewayError', retryAfter: 600 }
+      await assert.rejects(reader.get(link), refused)
+      await assert.rejects(reader.get(link), refused)
+      assert.equal(asked, 1)
+    })
+
+    it('a wait ends with the signal of the call and of the reader', async () => {
+      const url = await gateway((_request, response) => {
+        response.writeHead(429, { 'retry-after': '60' }).end()
+      })
+      const stop = new AbortController()
+      const reader = createSpaceReader({
+        gateways: [url],
+        fetch: globalThis.fetch,
+        createSha256: createNativeSha256,
+        signal: stop.signal,
+      })
+      const signal = AbortSignal.timeout(50)
+      await assert.rejects(reader.get(link, { signal }), {
+        name: 'TimeoutError',
+      })
+      const reading = reader.get(link)
+      setTimeout(() => stop.abort(new Error('enough')), 50)
+      await assert.rejects(reading, /enough/)
+    })
+  })
+
   describe('parts of shards', () => {
     const whole = new Uint8Array(10_000).map((_, index) => index % 251)
     const range = { offset: 100, length: 50 }

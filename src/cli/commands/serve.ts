@@ -21,6 +21,15 @@ export function createServeCommand(
     command,
     'bluesky-backups serve --public-url https://backups.example --data-folder /var/lib/bluesky-backups\nbluesky-backups serve --metrics-port 9464'
   )
+  command.addHelpText(
+    'after',
+    `
+Environment:
+  HTTP_PROXY, HTTPS_PROXY  proxies that requests go through
+  NO_PROXY                 hosts that are asked directly, as in .example.com,10.0.0.1
+  Hosts of accounts at private addresses are not asked for through a proxy, as
+  far as their names can be looked up here. Let the proxy refuse them as well.`
+  )
   command.action(async () => {
     const flags = command.opts<Flags>()
     const config = readConfig(settingFlags(flags), io.env)

@@ -10,7 +10,6 @@ import * as Digest from 'multiformats/hashes/digest'
 import { sha256 } from 'multiformats/hashes/sha2'
 import * as Link from 'multiformats/link'
 import { BACKUP_ABILITIES } from '../../../src/capabilities/index.ts'
-import { attach, factsOf } from '../../../src/client/attach.ts'
 import { createEvent } from '../../../src/space/index.ts'
 import { createStorachaClient } from '../../network/storacha-client.ts'
 import { allow } from '../harness.ts'
@@ -51,6 +50,18 @@ export async function prepareAttacks(world: World): Promise<Attack[]> {
     attacks.push(await prepare(world))
   }
   return attacks
+}
+
+/** Links in the facts make what is attached part of an invocation. */
+function factsOf(delegation: Delegation): Record<string, unknown>[] {
+  const blocks = [...delegation.export()]
+  return [
+    Object.fromEntries(blocks.map(({ cid }) => [cid.toString(), cid] as const)),
+  ]
+}
+
+function attach(invocation: Delegation, delegation: Delegation): void {
+  for (const block of delegation.export()) invocation.attach(block)
 }
 
 /** An invocation as anybody may write it: no client checks it. */
