@@ -164,3 +164,4 @@ export {
 export { decodeShare, encodeShare, readShare } from './share.ts'
 export { MAX_ACCOUNTS, decodeState, encodeState, readState } from './state.ts'
 export { TOMBSTONE, isTombstone } from './tombstone.ts'
+export { shouldYield, yieldToOthers } from './yielding.ts'
