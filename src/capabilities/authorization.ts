@@ -14,8 +14,11 @@ import {
   equalLink,
   equalWith,
   narrower,
-  PARTS,
+  isAccountDID,
+  Parts,
+  quoted,
   SpaceDID,
+  textUpTo,
 } from './common.ts'
 import type { SpaceNotProvisioned, TryLater } from './common.ts'
 import type { InsufficientDelegation } from './schedule.ts'
@@ -23,6 +26,9 @@ import type { InsufficientDelegation } from './schedule.ts'
 /** A hostname of at least two labels, up to 253 characters. */
 const HANDLE_SYNTAX =
   /^(?=.{3,253}$)([a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.)+[a-zA-Z]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$/
+
+/** Characters of the address that a user returns to. */
+const MAX_RETURN_LENGTH = 2048
 
 /** ISO 8601, as the Space has the times of backups. */
 const TIME_SYNTAX = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/
@@ -34,10 +40,10 @@ const TIME_SYNTAX = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/
  */
 const AccountName = Schema.string().refine({
   read: (name: string) =>
-    /^did:(plc|web):./.test(name) || HANDLE_SYNTAX.test(name)
+    isAccountDID(name) || HANDLE_SYNTAX.test(name)
       ? { ok: name }
       : fail(
-          `an account is a handle, a did:plc or a did:web, not ${JSON.stringify(name.slice(0, 64))}`
+          `an account is a handle, a did:plc or a did:web, not ${quoted(name)}`
         ),
 })
 
@@ -46,9 +52,7 @@ const Timestamp = Schema.string().refine({
   read: (time: string) =>
     TIME_SYNTAX.test(time)
       ? { ok: time }
-      : fail(
-          `a time is like 2025-03-12T15:13:59.958Z, not ${JSON.stringify(time.slice(0, 64))}`
-        ),
+      : fail(`a time is like 2025-03-12T15:13:59.958Z, not ${quoted(time)}`),
 })
 
 /** All of `authorization/*`. */
@@ -70,11 +74,9 @@ export const request = capability({
     /** The account: a handle, a `did:plc` or a `did:web`. */
     account: AccountName,
     /** Parts of backups that it is for; all but `conversations`, if left out. */
-    include: Schema.enum([...PARTS])
-      .array()
-      .optional(),
+    include: Parts.optional(),
     /** Where the user may go when it is done: an address on the web. */
-    returnTo: Schema.string().optional(),
+    returnTo: textUpTo(MAX_RETURN_LENGTH).optional(),
     /**
      * What the service may do in the Space: a delegation to the service's
      * `did:key`, whose blocks are attached. Left out where the proofs of the

@@ -13,7 +13,7 @@ import {
   equalLink,
   equalWith,
   narrower,
-  PARTS,
+  Parts,
   SpaceDID,
 } from './common.ts'
 import type { SpaceNotProvisioned, TryLater } from './common.ts'
@@ -51,9 +51,7 @@ export const run = capability({
     /** The account: a `did:plc` or `did:web`. */
     account: AccountDID,
     /** What to back up beside the repository; see {@link DEFAULT_PARTS}. */
-    include: Schema.enum([...PARTS])
-      .array()
-      .optional(),
+    include: Parts.optional(),
     /**
      * What the service may do in the Space: a delegation to the service's
      * `did:key`, whose blocks are attached. Left out where the proofs of the

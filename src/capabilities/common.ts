@@ -4,13 +4,51 @@ import { fail, Schema } from '@ucanto/validator'
 /** A Space: always a `did:key`. */
 export const SpaceDID = Schema.did({ method: 'key' })
 
+/** Characters of the DID of an account, at most. The specification allows 2,048. */
+const MAX_ACCOUNT_LENGTH = 256
+
+/** `did:plc` or `did:web`, in the syntax of ATProto. */
+const ACCOUNT_SYNTAX = /^did:(plc|web):[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]$/
+
+/**
+ * Whether a text is the DID of an account.
+ *
+ * @see https://atproto.com/specs/did
+ */
+export function isAccountDID(text: string): boolean {
+  return text.length <= MAX_ACCOUNT_LENGTH && ACCOUNT_SYNTAX.test(text)
+}
+
 /** An account of ATProto. */
 export const AccountDID = Schema.did().refine({
   read: (did) =>
-    /^did:(plc|web):./.test(did)
+    isAccountDID(did)
       ? { ok: did }
-      : fail(`an account is a did:plc or a did:web, not ${did}`),
+      : fail(
+          `an account is a did:plc or a did:web of at most ${MAX_ACCOUNT_LENGTH} characters, not ${quoted(did)}`
+        ),
 })
+
+/**
+ * A text that is no longer than a bound.
+ *
+ * @param maximum - UTF-16 units
+ */
+export function textUpTo(maximum: number) {
+  return Schema.string().refine({
+    read: (text: string) =>
+      text.length <= maximum
+        ? { ok: text }
+        : fail(
+            `a text here has at most ${maximum} characters, and ${quoted(text)} has ${text.length}`
+          ),
+  })
+}
+
+/** The start of a text, for a message. */
+export function quoted(text: string): string {
+  return JSON.stringify(text.slice(0, 64))
+}
 
 /** Parts that only the owner may read: by a grant, and sealed in the Space. */
 export const PRIVATE_PARTS = [
@@ -28,6 +66,16 @@ export type PrivatePart = (typeof PRIVATE_PARTS)[number]
 /** Parts of a backup beside the repository, which every backup has. */
 export const PARTS = ['blobs', ...PRIVATE_PARTS] as const
 export type Part = (typeof PARTS)[number]
+
+/** Parts by name: each once. */
+export const Parts = Schema.enum([...PARTS])
+  .array()
+  .refine({
+    read: (parts: Part[]) =>
+      new Set(parts).size === parts.length
+        ? { ok: parts }
+        : fail('a list of parts names each part once'),
+  })
 
 /** What is backed up where nothing is said: conversations only by name. */
 export const DEFAULT_PARTS: readonly Part[] = PARTS.filter(

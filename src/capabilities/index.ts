@@ -27,6 +27,8 @@ export * as Backup from './backup.ts'
 export * as Clock from './clock.ts'
 export * as Revocation from './revocation.ts'
 
+export { isAccountDID } from './common.ts'
+
 /** All that the service answers to. */
 export interface Service {
   authorization: AuthorizationService

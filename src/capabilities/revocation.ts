@@ -4,10 +4,13 @@
  *
  * @packageDocumentation
  */
-import type { Failure, ServiceMethod } from '@ucanto/interface'
-import { capability, Schema } from '@ucanto/validator'
+import type { Failure, Link, ServiceMethod } from '@ucanto/interface'
+import { capability, fail, Schema } from '@ucanto/validator'
 import { and, equalLink, equalWith } from './common.ts'
 import type { TryLater } from './common.ts'
+
+/** Delegations that lead up to the one that revokes. */
+const MAX_PROOFS = 32
 
 /**
  * Revokes a delegation. `with` is who revokes it: somebody who issued it, was
@@ -20,7 +23,15 @@ export const revoke = capability({
     /** CID of the delegation. Its blocks and those of its proofs are attached. */
     ucan: Schema.link({ version: 1 }),
     /** CIDs of delegations that lead up to the one of who revokes. */
-    proof: Schema.link({ version: 1 }).array().optional(),
+    proof: Schema.link({ version: 1 })
+      .array()
+      .refine({
+        read: (proofs: Link[]) =>
+          proofs.length <= MAX_PROOFS
+            ? { ok: proofs }
+            : fail(`a revocation names at most ${MAX_PROOFS} proofs`),
+      })
+      .optional(),
   }),
   derives: (claimed, delegated) =>
     and(

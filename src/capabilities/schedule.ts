@@ -14,10 +14,15 @@ import {
   equalLink,
   equalWith,
   narrower,
-  PARTS,
+  Parts,
   SpaceDID,
+  textUpTo,
 } from './common.ts'
 import type { SpaceNotProvisioned, TryLater } from './common.ts'
+
+/** Characters of a cron expression, and of the name of a time zone. */
+const MAX_CRON_LENGTH = 500
+const MAX_TIMEZONE_LENGTH = 64
 
 /**
  * Backs an account up again and again, from now on. Whoever schedules it again
@@ -32,13 +37,11 @@ export const schedule = capability({
     /** Seconds between two backups; or else `cron`. */
     every: Schema.integer().optional(),
     /** Minute, hour, day of the month, month, day of the week. */
-    cron: Schema.string().optional(),
+    cron: textUpTo(MAX_CRON_LENGTH).optional(),
     /** Where the clock of `cron` stands, as in `Europe/Berlin`; or else UTC. */
-    timezone: Schema.string().optional(),
+    timezone: textUpTo(MAX_TIMEZONE_LENGTH).optional(),
     /** What to back up beside the repository; all but conversations, if left out. */
-    include: Schema.enum([...PARTS])
-      .array()
-      .optional(),
+    include: Parts.optional(),
     /**
      * What the service may do: `backup/run` and what a run needs in the Space,
      * delegated to the service's `did:key`. Its blocks are attached.

@@ -2,8 +2,9 @@ import { createHash } from 'node:crypto'
 import type { Delegation, Signer } from '@ucanto/interface'
 import type { Logger } from 'pino'
 import type { Time } from '../backup/interface.ts'
-import { Backup as Protocol } from '../capabilities/index.ts'
+import { Backup as Protocol, isAccountDID } from '../capabilities/index.ts'
 import { Backup, type Connection } from '../client/index.ts'
+import { StoreUnavailableError } from '../stores/index.ts'
 import type {
   LastRun,
   Run,
@@ -53,6 +54,13 @@ const ENDING = new Set([
   'SpaceUnauthorizedError',
   'Unauthorized',
 ])
+
+/** Why a schedule stops that no run can be made of. */
+const INVALID_ACCOUNT: RunError = {
+  name: 'InvalidAccount',
+  message:
+    'the account is not a did:plc or did:web; end this schedule, and schedule the right account',
+}
 
 /** The account is not there for now: its schedule waits, and looks again. */
 const ABSENT = 'AccountUnavailableError'
@@ -163,7 +171,7 @@ export function createScheduler(context: SchedulerContext): Scheduler {
    * the same owner, who is in the job: a job that comes when its schedule was
    * settled, released or made anew finds out that it is void.
    */
-  const claimDue = async (): Promise<number> => {
+  const claimDue = async (limit: number): Promise<number> => {
     const owner = crypto.randomUUID()
     const outstanding = await engine.outstanding({ maxAge: COUNT_AGE })
     const away = await context.hosts.unavailable()
@@ -180,29 +188,38 @@ export function createScheduler(context: SchedulerContext): Scheduler {
       away.set(host, soon)
       return undefined
     }
-    const claimed = await stores.schedules.claimDue(
-      {
-        now: time.now(),
-        limit: policy.batch,
-        owner,
-        lease: policy.lease,
-      },
-      async (due, transaction) => {
-        const ready: Schedule[] = []
-        const deferred: ScheduleDeferral[] = []
-        for (const schedule of due) {
-          const { space, account, host } = schedule
-          const next = later(host)
-          if (next === undefined) ready.push(schedule)
-          else deferred.push({ space, account, next })
+    let looked: Schedule[] = []
+    const claim = () =>
+      stores.schedules.claimDue(
+        { now: time.now(), limit, owner, lease: policy.lease },
+        async (due, transaction) => {
+          looked = due
+          const ready: Schedule[] = []
+          const deferred: ScheduleDeferral[] = []
+          for (const schedule of due) {
+            const { space, account, host } = schedule
+            const next = later(host)
+            if (next === undefined) ready.push(schedule)
+            else deferred.push({ space, account, next })
+          }
+          await engine.enqueue(
+            ready.map((schedule) => jobOf(schedule, owner, policy)),
+            { transaction }
+          )
+          return deferred
         }
-        await engine.enqueue(
-          ready.map((schedule) => jobOf(schedule, owner, policy)),
-          { transaction }
-        )
-        return deferred
+      )
+    const claimed = await claim().catch((cause: unknown) => {
+      // The database answers, and cannot take what it was given.
+      if (cause instanceof StoreUnavailableError || looked.length === 0) {
+        throw cause
       }
-    )
+      return cause as Error
+    })
+    if (claimed instanceof Error) {
+      await isolate(looked, claimed)
+      return limit
+    }
     if (claimed.length > 0) engine.kick()
     return claimed.length
   }
@@ -230,10 +247,45 @@ export function createScheduler(context: SchedulerContext): Scheduler {
     }
   }
 
+  /**
+   * Finds the schedule that breaks a batch, by halves, and settles it: the
+   * others of its batch go on. A schedule that is wrong in itself is stopped.
+   * Any other may have failed with the queue, and is put off for a while.
+   */
+  const isolate = async (batch: Schedule[], cause: Error): Promise<void> => {
+    const [first] = batch
+    if (first && batch.length === 1) {
+      const { space, account } = first
+      logger.error({ err: cause, space, account }, 'a schedule makes no job')
+      const isWrong = !isAccountDID(account)
+      await stores.schedules.decide(
+        space,
+        account,
+        (present) =>
+          present && {
+            ...present,
+            delegation: undefined,
+            ...(isWrong
+              ? { state: 'stopped', reason: INVALID_ACCOUNT, next: undefined }
+              : { next: spread(time.now() + policy.busy) }),
+          },
+        time.now()
+      )
+      return
+    }
+    let limit = Math.ceil(batch.length / 2)
+    for (let left = batch.length; left > 0 && !stopping.signal.aborted;) {
+      const claimed = await claimDue(limit)
+      left -= limit
+      limit = Math.min(limit, Math.max(1, left))
+      if (claimed < limit) return
+    }
+  }
+
   const sweepOnce = async () => {
     await reconcile()
     while (!stopping.signal.aborted) {
-      if ((await claimDue()) < policy.batch) return
+      if ((await claimDue(policy.batch)) < policy.batch) return
     }
   }
 

@@ -450,6 +450,30 @@ export const migrations: Record<string, Migration> = {
         .execute()
     },
   },
+
+  '0017-accounts-that-are-no-did': {
+    async up(db: Kysely<{ schedules: { account: string } }>) {
+      // Schedules of such accounts broke the sweep. They stay in the lists, so
+      // that their owners see why they stopped.
+      const isDID =
+        db.getExecutor().adapter instanceof SqliteAdapter
+          ? sql<boolean>`(account glob 'did:plc:?*' or account glob 'did:web:?*')
+              and account not glob '*[^a-zA-Z0-9._:%-]*'
+              and length(account) <= 256 and instr(account, char(0)) = 0`
+          : sql<boolean>`account ~ '^did:(plc|web):[a-zA-Z0-9._:%-]+$'
+              and length(account) <= 256`
+      const reason = JSON.stringify({
+        name: 'InvalidAccount',
+        message:
+          'the account is not a did:plc or did:web; end this schedule, and schedule the right account',
+      })
+      await sql`
+        update schedules
+        set state = 'stopped', reason = ${reason}, next = null,
+          owner = null, lease_expiration = null, claimed_version = null
+        where not (${isDID})`.execute(db)
+    },
+  },
 }
 
 async function dropRowids(db: Kysely<Before>, table: string): Promise<void> {

@@ -79,4 +79,75 @@ describe('the sweep of the scheduler', () => {
       } else if (!isClaimed) assert.ok(!isDue(next), account)
     }
   })
+
+  it('stops a schedule that makes no job, and queues the others of its batch', async () => {
+    await using stores = await openStores({ path: ':memory:' })
+    const logger = pino({ level: 'silent' })
+    await using engine = createEmbeddedEngine({
+      database: stores.database,
+      time: systemTime,
+      logger,
+    })
+    const due = Date.now() - MINUTE
+    const well = Array.from({ length: 20 }, (_, at) => `did:plc:account${at}`)
+    const poison = ['did:plc:\0', `did:plc:${'a'.repeat(2_600)}`]
+    for (const [at, account] of [...well, ...poison].entries()) {
+      await stores.schedules.decide(
+        space,
+        account,
+        () => ({ ...decisionOf(), state: 'active', next: due - at }),
+        due
+      )
+    }
+    let broken = 'did:plc:account7'
+    const scheduler = createScheduler({
+      stores,
+      engine: {
+        ...engine,
+        // As a database does that cannot take one of the jobs.
+        enqueue: async (jobs, options) => {
+          const names = jobs.map(({ data }) => JSON.stringify(data))
+          for (const account of [...poison, broken]) {
+            const text = JSON.stringify(account).slice(1, -1)
+            if (names.some((name) => name.includes(`${text}"`))) {
+              throw new Error('a row that the database does not take')
+            }
+          }
+          return engine.enqueue(jobs, options)
+        },
+      },
+      agent: await ed25519.generate(),
+      connection: () => assert.fail(),
+      decodeDelegations: () => [],
+      findHost: () => assert.fail(),
+      hosts: {
+        unavailable: async () => new Map(),
+        unavailableUntil: () => assert.fail(),
+      },
+      time: systemTime,
+      logger,
+      policy: { ...policy, busy: 100 },
+    })
+    scheduler.sweep()
+    const schedules = () => stores.schedules.list(space)
+    await until(async () => {
+      const claimed = (await schedules()).filter(({ owner }) => owner)
+      return claimed.length === well.length - 1
+    })
+    const stateOf = async (account: string) =>
+      (await stores.schedules.get(space, account))?.state
+    for (const account of poison) {
+      assert.equal(await stateOf(account), 'stopped')
+      const { reason } = (await stores.schedules.get(space, account))!
+      assert.equal(reason?.name, 'InvalidAccount')
+    }
+    // A valid one may have failed with the queue: it is tried again.
+    assert.equal(await stateOf(broken), 'active')
+    broken = 'none'
+    await until(async () => {
+      const claimed = (await schedules()).filter(({ owner }) => owner)
+      return claimed.length === well.length
+    })
+    await scheduler.drain(0)
+  })
 })

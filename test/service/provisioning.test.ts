@@ -261,7 +261,8 @@ describe('provisioning', () => {
       known?: KnownSpace
     ) => {
       const agent = await ed25519.generate()
-      const kept = new Map(known ? [[space.did(), known]] : [])
+      const kept = new Map<string, KnownSpace>()
+      if (known) kept.set(space.did(), known)
       const provisioning = createProvisioning({
         store: {
           get: async (space) => kept.get(space),

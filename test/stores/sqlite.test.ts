@@ -16,6 +16,7 @@ import { Kysely, sql, SqliteDialect } from 'kysely'
 import { Migrator } from 'kysely/migration'
 import { createClockStore } from '../../src/stores/clock.ts'
 import { openStores } from '../../src/stores/index.ts'
+import { decisionOf } from './contract/samples.ts'
 import { migrations } from '../../src/stores/migrations.ts'
 import { openSqlite } from '../../src/stores/sqlite.ts'
 import { clockStoreContract } from './contract/clock.ts'
@@ -232,6 +233,44 @@ describe('stores on SQLite', () => {
       await stores.clock.advance(alice, [eventOf('d', 'b', 'a')]),
       ['c', 'd']
     )
+  })
+
+  it('stops the schedules of an older version whose accounts are no DID', async () => {
+    await using file = await createFile()
+    await mkdir(join(file.folder, 'data'))
+    const accounts = {
+      'did:plc:\0': 'stopped',
+      [`did:plc:${'a'.repeat(2_600)}`]: 'stopped',
+      'did:plc:a b': 'stopped',
+      'alice.test': 'stopped',
+      'did:plc:ewvi7nxzyoun6zhxrhs64oiz': 'active',
+      'did:web:alice.test%3A8080': 'active',
+    }
+    {
+      await using stores = await openStores(file.options)
+      for (const account of Object.keys(accounts)) {
+        await stores.schedules.decide(alice, account, () => decisionOf(), 1)
+      }
+    }
+    {
+      using database = disposable(new Database(file.path))
+      database.exec(`delete from kysely_migration where name like '0017-%'`)
+    }
+    await using stores = await openStores(file.options)
+    const schedules = await stores.schedules.list(alice)
+    assert.deepEqual(
+      Object.fromEntries(
+        schedules.map(({ account, state }) => [account, state])
+      ),
+      accounts
+    )
+    for (const { state, reason, next } of schedules) {
+      assert.equal(
+        reason?.name,
+        state === 'stopped' ? 'InvalidAccount' : undefined
+      )
+      assert.equal(next === undefined, state === 'stopped')
+    }
   })
 
   it('refuses a database that a newer version has migrated', async () => {

@@ -9,7 +9,10 @@ import * as raw from 'multiformats/codecs/raw'
 import * as Digest from 'multiformats/hashes/digest'
 import { sha256 } from 'multiformats/hashes/sha2'
 import * as Link from 'multiformats/link'
-import { BACKUP_ABILITIES } from '../../../src/capabilities/index.ts'
+import {
+  BACKUP_ABILITIES,
+  SPACE_INFO,
+} from '../../../src/capabilities/index.ts'
 import { createEvent } from '../../../src/space/index.ts'
 import { createStorachaClient } from '../../network/storacha-client.ts'
 import { allow } from '../harness.ts'
@@ -17,7 +20,7 @@ import { createHostileState } from './states.ts'
 import { ADDRESS, send, type Attack, type Tenant, type World } from './world.ts'
 
 /** What a tenant delegates to the service to be backed up by it. */
-const ABILITIES = ['backup/run', 'space/info', ...BACKUP_ABILITIES]
+const ABILITIES = ['backup/run', SPACE_INFO, ...BACKUP_ABILITIES]
 
 /** Proof links of a UCAN that are not attached, and how often it is named. */
 const LINKS = 40_000
@@ -56,7 +59,13 @@ export async function prepareAttacks(world: World): Promise<Attack[]> {
 function factsOf(delegation: Delegation): Record<string, unknown>[] {
   const blocks = [...delegation.export()]
   return [
-    Object.fromEntries(blocks.map(({ cid }) => [cid.toString(), cid] as const)),
+    {
+      ...Object.fromEntries(
+        blocks.map(({ cid }) => [cid.toString(), cid] as const)
+      ),
+      // The service may ask whether the Space has a provider.
+      [SPACE_INFO]: delegation.cid,
+    },
   ]
 }
 
@@ -514,9 +523,8 @@ async function breakOwnStates(world: World): Promise<Attack> {
         const invocation = await invoke(world, tenant, {
           can: 'clock/advance',
           nb: { event: event.cid },
-          // The Space has a provider: the service is allowed to ask.
           facts: [
-            { [event.cid.toString()]: event.cid, 'space/info': delegation.cid },
+            { [event.cid.toString()]: event.cid },
             ...factsOf(delegation),
           ],
         })

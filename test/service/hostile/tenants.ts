@@ -40,7 +40,7 @@ const EVERY = 60
 const LOOK = 5_000
 const MINUTE = 60_000
 
-const ABILITIES = ['backup/run', 'space/info', ...BACKUP_ABILITIES]
+const ABILITIES = ['backup/run', ...BACKUP_ABILITIES]
 
 /** The service as it is by default, but for schedules every minute. */
 const SETTINGS = {
@@ -248,7 +248,7 @@ async function ownSpace(network: Network, agent: string): Promise<Granted> {
   const space = await ed25519.generate()
   await network.storacha.provision(space.did())
   return {
-    config: { issuer: space, with: space.did() },
+    config: { issuer: space, with: space.did(), agent },
     delegation: await allow(space, agent, ABILITIES),
   }
 }
@@ -273,6 +273,7 @@ async function logIn(
     config: {
       issuer: phone.agent.issuer,
       with: space.did(),
+      agent,
       proofs: phone.proofs([{ can: 'backup/run', with: space.did() }] as never),
     },
     delegation: await phone.createDelegation(
