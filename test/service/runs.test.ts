@@ -548,7 +548,12 @@ async function startChild(dataFolder: string, { environment }: Network) {
     process.execPath,
     [script, dataFolder, `${SHARD_SIZE}`, JSON.stringify(POLICY)],
     {
-      env: { ...process.env, ...environment },
+      env: {
+        ...process.env,
+        ...environment,
+        // The service does not know the Space, and is not allowed to ask.
+        BLUESKY_BACKUPS_PROVISIONING_POLICY: 'off',
+      },
       stdio: ['ignore', 'pipe', 'inherit'],
     }
   )

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { Delegation, DID } from '@ucanto/core'
 import type { Principal } from '@ucanto/interface'
 import pg from 'pg'
-import { BACKUP_ABILITIES } from '../../src/capabilities/index.ts'
+import { BACKUP_ABILITIES, SPACE_INFO } from '../../src/capabilities/index.ts'
 import { Backup, Clock, connect } from '../../src/client/index.ts'
 import {
   readConfig,
@@ -73,7 +73,8 @@ describe('two services on one PostgreSQL', () => {
     const agent = {
       issuer,
       with: space.did(),
-      proofs: [await delegate(issuer, ['backup/*', 'clock/*'])],
+      proofs: [await delegate(issuer, ['backup/*', 'clock/*', SPACE_INFO])],
+      agent: first.agent,
     }
     const at = ({ url, agent }: RunningService) => ({
       connection: connect({ url, did: agent }),
