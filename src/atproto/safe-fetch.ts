@@ -11,7 +11,7 @@ import {
   ForbiddenAddressError,
   HostError,
 } from '../backup/errors.ts'
-import { hasProxies, isProxied, proxyHint } from '../node/proxies.ts'
+import { hasProxies, isProxied, proxyHint } from './proxies.ts'
 import { byHops } from './by-hops.ts'
 import { orAbort } from './or-abort.ts'
 import { printable } from './printable.ts'

@@ -4,7 +4,8 @@
  * @packageDocumentation
  */
 import { Command, CommanderError } from 'commander'
-import { PACKAGE, ProxyError, useProxies } from '../node/index.ts'
+import { ProxyError, useProxies } from '../atproto/index.ts'
+import { PACKAGE } from '../node/index.ts'
 import { ConfigError } from '../service/config.ts'
 import { createAuthorizationsCommand } from './commands/authorizations.ts'
 import { createAuthorizeCommand } from './commands/authorize.ts'

@@ -7,6 +7,7 @@ import { CAR, HTTP } from '@ucanto/transport'
 import {
   createIdentityResolver,
   createSafeFetch,
+  proxyHint,
   type SafeFetch,
 } from '../atproto/index.ts'
 import type { Clock, IdentityResolver, SpaceReader } from '../backup/index.ts'
@@ -19,7 +20,7 @@ import {
   type Connection,
   type ServiceInfo,
 } from '../client/index.ts'
-import { createNativeSha256, proxyHint } from '../node/index.ts'
+import { createNativeSha256 } from '../node/index.ts'
 import { createCourier, type Courier } from '../service/courier.ts'
 import { openStores, type Stores } from '../stores/index.ts'
 import { createSpaceReader, type Fetch } from '../storacha/index.ts'

@@ -1,4 +1,4 @@
-import { proxyHint } from '../node/index.ts'
+import { proxyHint } from '../atproto/index.ts'
 import { UploadServiceError } from './errors.ts'
 import type { Session } from './session.ts'
 

@@ -1,6 +1,6 @@
 /**
  * What Node.js offers the pipeline: files for what is not verified yet, fast
- * hashes, the time, proxies, and keys in files.
+ * hashes, the time, and keys in files.
  *
  * @packageDocumentation
  */
@@ -8,7 +8,6 @@ export { parseVerifier, withNativeSigning } from './ed25519.ts'
 export { createFileSpool } from './file-spool.ts'
 export { loadClientKeys, openClientKeys } from './client-keys.ts'
 export { loadKeyFile, KeyFileError } from './key-file.ts'
-export { ProxyError, proxyHint, useProxies } from './proxies.ts'
 export { createNativeSha256 } from './sha256.ts'
 export { PACKAGE } from './package-info.ts'
 export { systemTime } from './time.ts'

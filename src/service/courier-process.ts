@@ -8,7 +8,7 @@
 // No index of a folder: somebody waits for this process to be there.
 import { limited } from '../atproto/limited.ts'
 import { createSafeFetch, type SafeFetch } from '../atproto/safe-fetch.ts'
-import { useProxies } from '../node/proxies.ts'
+import { useProxies } from '../atproto/proxies.ts'
 import { systemTime } from '../node/time.ts'
 import type { RefreshAnswer } from './answer.ts'
 import type {

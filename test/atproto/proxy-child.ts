@@ -40,7 +40,7 @@ dns.lookup = ((
 syncBuiltinESMExports()
 
 const { createSafeFetch } = await import('../../src/atproto/safe-fetch.ts')
-const { isProxied, useProxies } = await import('../../src/node/proxies.ts')
+const { isProxied, useProxies } = await import('../../src/atproto/proxies.ts')
 useProxies(process.env)
 const { small } = createSafeFetch({
   allowPrivateNetwork: order.allowPrivateNetwork,
